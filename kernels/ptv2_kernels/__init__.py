@@ -1,0 +1,5 @@
+"""Prefix attention: one softmax over a prompt and a sequence, kept as two blocks."""
+
+from .api import prefix_attention
+
+__all__ = ["prefix_attention"]

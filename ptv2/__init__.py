@@ -1,0 +1,20 @@
+"""P-Tuning v2 for encoder models: deep prompts as a separate block of keys and values."""
+
+from ptv2_kernels import prefix_attention
+
+from .config import PromptConfig
+from .model import PromptModel, UnknownTaskError
+from .outputs import MixedTaskOutput
+from .task_model import TaskModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MixedTaskOutput",
+    "PromptConfig",
+    "PromptModel",
+    "TaskModel",
+    "UnknownTaskError",
+    "__version__",
+    "prefix_attention",
+]

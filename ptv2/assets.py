@@ -1,0 +1,221 @@
+"""A prompt on disk: `prompt_config.json`, `prompt.safetensors`, a model card; never a pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from . import storage
+from .config import PromptConfig
+from .families import Geometry
+from .heads import Head, build_head
+from .prompts import Prompt
+
+FORMAT_VERSION = 1
+CONFIG, TENSORS, TRAINING, CARD = (
+    "prompt_config.json",
+    "prompt.safetensors",
+    "training.safetensors",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A task as it is saved.
+
+    Args:
+        name: of the task.
+        config: of the prompt.
+        backbone: name_or_path, model_type and fingerprint of the backbone it was trained on.
+        tensors: "key_value" (layers, 2, heads, prompt_length, head_dim) and "head.*", float32.
+        training: the parametrisation, to resume training; empty if it is the prompt itself.
+    """
+
+    name: str
+    config: PromptConfig
+    backbone: dict[str, Any]
+    tensors: dict[str, Tensor]
+    training: dict[str, Tensor]
+
+    @classmethod
+    def of_task(
+        cls,
+        name: str,
+        backbone: dict[str, Any],
+        key_value: Tensor,
+        prompt: Prompt,
+        head: Head | None,
+    ) -> "Asset":
+        """Gather a task; key_value is the folded prompt."""
+        tensors = {"key_value": key_value}
+        if head is not None:
+            tensors |= {f"head.{key}": weight for key, weight in head.state_dict().items()}
+        training = prompt.state_dict() if prompt.config.folds else {}
+        return cls(name, prompt.config, backbone, _portable(tensors), _portable(training))
+
+    def build(self, geometry: Geometry) -> tuple[Prompt, Head | None]:
+        """Make the prompt and the head, after checking every tensor's name and shape.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected or of another shape.
+        """
+        config = self.config if self.training else self.config.folded()
+        prompt, head = Prompt(config, geometry), build_head(config, geometry.hidden_size)
+        expected = {"key_value": torch.empty(prompt.key_value_shape)}
+        weights = {} if head is None else head.state_dict()
+        _require_like(
+            self.tensors, expected | {f"head.{key}": weight for key, weight in weights.items()}
+        )
+        state = self.training or {"embedding": self.tensors["key_value"]}
+        _require_like(state, prompt.state_dict())
+        prompt.load_state_dict(state)
+        if head is not None:
+            head.load_state_dict({key: self.tensors[f"head.{key}"] for key in weights})
+        return prompt, head
+
+
+def write_asset(directory: str | os.PathLike[str], asset: Asset) -> None:
+    """Save an asset; one that is there already is replaced as a whole.
+
+    Raises:
+        FileExistsError: the path is a file, or a README.md there is not part of an asset.
+        ValueError: a tensor is not finite.
+    """
+    directory = Path(directory)
+    if (directory / CARD).exists() and not is_asset(directory):
+        raise FileExistsError(f"directory: {directory} has a {CARD} that a save would overwrite")
+    _require_finite(asset.tensors | asset.training)
+    files = {TENSORS: save(asset.tensors)}
+    if asset.training:
+        files[TRAINING] = save(asset.training)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "name": asset.name,
+        "config": asset.config.to_dict(),
+        "backbone": asset.backbone,
+        "tensors": _shapes(asset.tensors),
+        "training": _shapes(asset.training),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    files[CARD] = _card(asset).encode()
+    files[CONFIG] = (json.dumps(description, indent=2) + "\n").encode()
+    storage.commit(directory, files)
+    if not asset.training:
+        (directory / TRAINING).unlink(missing_ok=True)
+
+
+def read_asset(directory: str | os.PathLike[str]) -> Asset:
+    """Load an asset and check it: version, checksums, tensor names, shapes, dtypes, finiteness.
+
+    Raises:
+        FileNotFoundError: there is no asset.
+        ValueError: it is corrupt, or of another format version.
+    """
+    directory = Path(directory)
+    place = directory / CONFIG
+    try:
+        description = json.loads(storage.read(directory, CONFIG))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{place}: not valid JSON: {error}") from None
+    if not isinstance(description, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(description).__name__}")
+    if (version := description.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(f"{place}: expected format_version {FORMAT_VERSION}, got {version!r}")
+    try:
+        name, backbone = description["name"], dict(description["backbone"])
+        config = PromptConfig.from_dict(description["config"])
+        sums, shapes = dict(description["sha256"]), description["tensors"]
+        training_shapes = description["training"]
+    except KeyError as error:
+        raise ValueError(f"{place}: the field {error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from None
+    tensors = _read_tensors(directory, TENSORS, sums, shapes)
+    training = _read_tensors(directory, TRAINING, sums, training_shapes) if training_shapes else {}
+    return Asset(name, config, backbone, tensors, training)
+
+
+def is_asset(directory: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a saved prompt."""
+    return storage.holds(Path(directory), CONFIG)
+
+
+def _read_tensors(
+    directory: Path, name: str, sums: Mapping[str, str], shapes: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    data = storage.read(directory, name)
+    if hashlib.sha256(data).hexdigest() != sums.get(name):
+        raise ValueError(f"{directory / name}: corrupt, its SHA-256 is not the one in {CONFIG}")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{directory / name}: not a safetensors file: {error}") from None
+    if _shapes(tensors) != shapes:
+        raise ValueError(f"{directory / name}: expected {shapes}, got {_shapes(tensors)}")
+    try:
+        _require_finite(tensors)
+    except ValueError as error:
+        raise ValueError(f"{directory / name}: {error}") from None
+    return tensors
+
+
+def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: x.detach().to("cpu", torch.float32).contiguous().clone()
+        for name, x in tensors.items()
+    }
+
+
+def _require_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    found = _shapes(tensors)
+    wanted = _shapes(expected)
+    if found != wanted:
+        raise ValueError(f"asset: expected the tensors {wanted}, got {found}")
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        name: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+        for name, x in sorted(tensors.items())
+    }
+
+
+def _card(asset: Asset) -> str:
+    config, base = asset.config, asset.backbone["name_or_path"]
+    labels = ", ".join(f"`{label}`" for label in config.labels) or "none"
+    layers, _, heads, length, head_dim = asset.tensors["key_value"].shape
+    return f"""---
+library_name: ptv2
+tags: [p-tuning-v2, prefix-tuning, {config.task}]
+---
+
+# {asset.name}
+
+A P-Tuning v2 prompt for {config.task} on a frozen backbone, `{base}`
+({asset.backbone["model_type"]}).
+
+- prompt: {length} keys and values in each of {layers} layers ({heads} heads of size {head_dim})
+- labels: {labels}
+
+```python
+import ptv2
+
+model = ptv2.PromptModel.from_pretrained({base!r})
+model.load_task("path/of/this/folder", name={asset.name!r})
+```
+"""

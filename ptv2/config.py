@@ -1,0 +1,130 @@
+"""What a prompt is: its task, its size and how it is parametrised."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+Task = Literal[
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "feature-extraction",
+]
+Parametrization = Literal["direct", "mlp"]
+Injection = Literal["key-value", "hidden-state"]
+Pooling = Literal["mean", "first"]
+
+_LABELLED = ("sequence-classification", "token-classification")
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Configuration of one task's prompt and head.
+
+    Args:
+        task: what the head computes; "feature-extraction" has none.
+        labels: names of the classes or tags, in the order of the logits. A sequence
+            classification with one label is a regression.
+        prompt_length: trained keys and values per layer; 0 trains the head alone.
+        parametrization: "direct" trains the prompt itself; "mlp" computes it from an embedding
+            per prompt position through a two-layer network, folded away on saving.
+        injection: "key-value" trains keys and values (the official form); "hidden-state" trains
+            hidden states that the layer's own frozen projections turn into keys and values.
+        layers: which layers carry a prompt, counted from 0. None: all.
+        init_std: standard deviation of the prompt at the start.
+        prompt_dropout: dropout on the prompt while training, one mask a step for the whole batch.
+        pooling: what a sequence's head sees: the mean of its token states or the "first" one.
+        head_dropout: dropout before the head's linear layer while training.
+        mlp_hidden_size: width of the "mlp" parametrisation.
+
+    Raises:
+        ValueError: a field has a value outside of its range.
+    """
+
+    task: Task
+    labels: tuple[str, ...] = ()
+    prompt_length: int = 20
+    parametrization: Parametrization = "direct"
+    injection: Injection = "key-value"
+    layers: tuple[int, ...] | None = None
+    init_std: float = 0.02
+    prompt_dropout: float = 0.0
+    pooling: Pooling = "mean"
+    head_dropout: float = 0.1
+    mlp_hidden_size: int = 512
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        _one_of("task", self.task, get_args(Task))
+        _one_of("parametrization", self.parametrization, get_args(Parametrization))
+        _one_of("injection", self.injection, get_args(Injection))
+        _one_of("pooling", self.pooling, get_args(Pooling))
+        if self.task in _LABELLED and not self.labels:
+            raise ValueError(f"labels: {self.task} expects at least one label, got none")
+        if self.task not in _LABELLED and self.labels:
+            raise ValueError(f"labels: {self.task} has no labels, got {self.labels}")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ValueError(f"labels: expected strings, got {self.labels}")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels: expected distinct names, got {self.labels}")
+        if self.layers is not None and (
+            sorted(set(self.layers)) != list(self.layers) or min(self.layers, default=0) < 0
+        ):
+            raise ValueError(f"layers: expected ascending layer numbers, got {self.layers}")
+        _at_least("prompt_length", self.prompt_length, 0)
+        _at_least("mlp_hidden_size", self.mlp_hidden_size, 1)
+        _at_least("init_std", self.init_std, 0)
+        for name in ("prompt_dropout", "head_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a value in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Label name to its index in the logits."""
+        return {label: index for index, label in enumerate(self.labels)}
+
+    @property
+    def folds(self) -> bool:
+        """Whether the trained parameters differ from the keys and values they give."""
+        return (self.parametrization, self.injection) != ("direct", "key-value")
+
+    def folded(self) -> "PromptConfig":
+        """The configuration of the same prompt given by its keys and values alone."""
+        return replace(self, parametrization="direct", injection="key-value")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable dictionary that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PromptConfig":
+        """Build a configuration; an unknown or missing field is a ValueError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"prompt config: unknown fields {sorted(unknown)}")
+        if "task" not in values:
+            raise ValueError("prompt config: the field 'task' is missing")
+        return cls(**values)
+
+
+def check_task_name(name: str) -> None:
+    """Raise a ValueError unless name can name a task, a file and a module."""
+    if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
+        raise ValueError(
+            f"name: expected letters, digits, '-' and '_', a letter or digit first, got {name!r}"
+        )
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _at_least(name: str, value: float, minimum: int) -> None:
+    if not value >= minimum or value == float("inf"):
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}")

@@ -1,0 +1,312 @@
+"""PromptModel: one frozen backbone, and a prompt and a head for each task."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from os import PathLike
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .assets import Asset, read_asset, write_asset
+from .attention import use_prompt_attention
+from .config import PromptConfig, check_task_name
+from .families import family_of, geometry_of, number_layers, project_hidden_states
+from .fingerprint import BackboneIdentity
+from .heads import Head, build_head
+from .outputs import MixedTaskOutput, task_output
+from .prompts import Prompt, pool_prompts
+from .task_model import TaskModel, leave_out_backbone, require_nonreentrant_checkpointing
+
+
+class UnknownTaskError(KeyError, ValueError):
+    """A task that the model does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PromptModel(nn.Module):
+    """A frozen encoder with deep prompts, one for each task.
+
+    Args:
+        backbone: an encoder of a supported family, with or without a head of its own (which is
+            left out). It is frozen and switched to prompt attention.
+
+    Raises:
+        NotImplementedError: the family is not supported.
+        ValueError: the backbone is a decoder.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        family_of(backbone.config.model_type)
+        if getattr(backbone.config, "is_decoder", False):
+            raise ValueError("backbone: expected an encoder, got a config with is_decoder=True")
+        self.backbone = cast(PreTrainedModel, backbone.base_model)
+        self.backbone.requires_grad_(False)
+        use_prompt_attention(self.backbone)
+        number_layers(self.backbone)
+        self.geometry = geometry_of(self.backbone)
+        self.prompts = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.tasks: dict[str, PromptConfig] = {}
+        self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
+        self._identity = BackboneIdentity(self.backbone)
+        leave_out_backbone(self)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+        """Load a backbone as `transformers.AutoModel` does; kwargs go to its from_pretrained."""
+        config = AutoConfig.from_pretrained(name_or_path)
+        family_of(config.model_type)
+        model_class = MODEL_MAPPING[type(config)]
+        if "add_pooling_layer" in inspect.signature(model_class).parameters:  # type: ignore[arg-type]
+            kwargs.setdefault("add_pooling_layer", False)
+        return cls(AutoModel.from_pretrained(name_or_path, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    def add_task(self, name: str, config: PromptConfig) -> None:
+        """Add a task with a new prompt and head.
+
+        Raises:
+            ValueError: the name is taken or malformed, or the prompt does not fit the backbone.
+        """
+        check_task_name(name)
+        if name in self.tasks:
+            raise ValueError(f"name: task {name!r} exists already; remove_task it first")
+        head = build_head(config, self.geometry.hidden_size)
+        self._install(name, Prompt(config, self.geometry), head)
+
+    def _install(self, name: str, prompt: Prompt, head: Head | None) -> None:
+        self.prompts[name] = prompt.to(self.device).train(self.training)
+        if head is not None:
+            self.heads[name] = head.to(self.device).train(self.training)
+        self.tasks[name] = prompt.config
+
+    def remove_task(self, name: str) -> None:
+        """Take a task, its prompt and its head away."""
+        self._config(name)
+        del self.tasks[name], self.prompts[name]
+        if name in self.heads:
+            del self.heads[name]
+
+    def key_value(self, name: str) -> Tensor:
+        """A task's prompt folded to keys and values, of the layers that carry it.
+
+        Returns:
+            (layers, 2, heads, prompt_length, head_dim), keys first; without prompt dropout.
+        """
+        prompt = self._prompt(name)
+        training = prompt.training
+        try:
+            return self._fold(prompt.eval())
+        finally:
+            prompt.train(training)
+
+    def _fold(self, prompt: Prompt) -> Tensor:
+        return cast(Tensor, prompt(partial(project_hidden_states, self.backbone)))
+
+    def for_task(self, name: str) -> TaskModel:
+        """One task as a module of its own, for `transformers.Trainer` or any training loop.
+
+        It shares the backbone, the prompt and the head with this model.
+        """
+        self._config(name)
+        return TaskModel(self, name)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        task: str | Sequence[str | None] | None,
+        labels: Tensor | Sequence[Any] | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Run the backbone once, each row with its task's prompt, and the tasks' heads.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (rows, length); for a
+                multiple choice (rows, choices, length). inputs_embeds instead of input_ids: one
+                more dimension of hidden_size.
+            task: a name: every row is of that task, and the output is transformers' own class for
+                it. A list: a name a row (a multiple choice's row is one choice), None for the bare
+                backbone; the output is a `MixedTaskOutput`. None: the bare backbone for all.
+            labels: what the task's loss takes; for a list of tasks one entry a row, None for none.
+            start_positions, end_positions: (rows,), the labels of question answering.
+
+        Raises:
+            UnknownTaskError: a task that the model does not have.
+            ValueError: an argument does not fit the backbone, the task or the other arguments.
+        """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        inputs = {name: value for name, value in arguments.items() if value is not None}
+        self._check_inputs(inputs)
+        if isinstance(task, str):
+            wanted = _task_labels(self._config(task), labels, start_positions, end_positions)
+            return self._forward_task(task, inputs, wanted, output_hidden_states)
+        if start_positions is not None or end_positions is not None:
+            raise ValueError("start_positions: expected one task's name in task, got a list")
+        if task is None:
+            if labels is not None:
+                raise ValueError("labels: the bare backbone has no loss, expected None")
+            return self._encode(inputs, [], None, output_hidden_states)
+        return self._forward_rows(list(task), inputs, labels, output_hidden_states)
+
+    def _forward_task(
+        self,
+        name: str,
+        inputs: dict[str, Tensor],
+        labels: Tensor | None,
+        output_hidden_states: bool,
+    ) -> ModelOutput:
+        config, choices = self.tasks[name], None
+        if config.task == "multiple-choice":
+            for argument, value in inputs.items():
+                if value.dim() < 3:
+                    shape = tuple(value.shape)
+                    raise ValueError(f"{argument}: expected (rows, choices, length), got {shape}")
+            choices = next(iter(inputs.values())).shape[1]
+            inputs = {argument: value.flatten(0, 1) for argument, value in inputs.items()}
+        encoded = self._encode(inputs, [name], None, output_hidden_states)
+        mask = inputs.get("attention_mask")
+        return task_output(config, self._head(name), encoded, mask, labels, choices)
+
+    def _forward_rows(
+        self,
+        tasks: list[str | None],
+        inputs: dict[str, Tensor],
+        labels: Tensor | Sequence[Any] | None,
+        output_hidden_states: bool,
+    ) -> MixedTaskOutput:
+        rows = next(iter(inputs.values())).shape[0]
+        if len(tasks) != rows:
+            raise ValueError(f"task: expected {rows} names, one a row, got {len(tasks)}")
+        names = list(dict.fromkeys(name for name in tasks if name is not None))
+        for name in names:
+            self._config(name)
+        encoded = self._encode(inputs, names, tasks, output_hidden_states)
+        heads = {name: head for name in names if (head := self._head(name)) is not None}
+        return MixedTaskOutput.of_rows(tasks, heads, encoded, inputs.get("attention_mask"), labels)
+
+    def _encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        names: Sequence[str],
+        rows: Sequence[str | None] | None,
+        output_hidden_states: bool,
+    ) -> BaseModelOutput:
+        prompts = pool_prompts(
+            {name: self._fold(self._prompt(name)) for name in names},
+            {name: self._prompt(name).layers for name in names},
+            self.geometry,
+            rows,
+            self.device,
+            family_of(self.backbone.config.model_type).shared_modules,
+        )
+        encoded = self.backbone(
+            **inputs, prompts=prompts, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        prompts.require_taken()
+        return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
+
+    def _prompt(self, name: str) -> Prompt:
+        self._config(name)
+        return cast(Prompt, self.prompts[name])
+
+    def _head(self, name: str) -> Head | None:
+        return cast(Head, self.heads[name]) if name in self.heads else None
+
+    def _config(self, name: str) -> PromptConfig:
+        if name not in self.tasks:
+            known = ", ".join(self.tasks) or "none"
+            raise KeyError(f"task: {name!r} is unknown; the model's tasks are: {known}")
+        return self.tasks[name]
+
+    def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        if ("input_ids" in inputs) == ("inputs_embeds" in inputs):
+            raise ValueError("input_ids: expected either input_ids or inputs_embeds")
+        for name in inputs:
+            if name not in self._accepted:
+                raise ValueError(
+                    f"{name}: {self.backbone.config.model_type} has none and would ignore it, "
+                    "expected None"
+                )
+        if self.training:
+            require_nonreentrant_checkpointing(self.backbone)
+
+    def save_task(self, name: str, directory: str | PathLike[str]) -> None:
+        """Save a task's prompt and head; an asset that is there is replaced in one step.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            ValueError: the prompt or head is not finite.
+            FileExistsError: the path is a file or holds something else.
+        """
+        prompt, head = self._prompt(name), self._head(name)
+        identity = self._identity.describe()
+        write_asset(directory, Asset.of_task(name, identity, self.key_value(name), prompt, head))
+
+    def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
+        """Add a saved task; everything is checked before the model changes.
+
+        Args:
+            name: of the task in this model. None: the name it was saved under.
+
+        Returns:
+            The task's name.
+
+        Raises:
+            FileNotFoundError: there is no saved prompt.
+            ValueError: it is corrupt, was trained on another backbone, or the name is taken.
+        """
+        asset = read_asset(directory)
+        name = asset.name if name is None else name
+        check_task_name(name)
+        if name in self.tasks:
+            raise ValueError(f"name: task {name!r} exists already; remove_task it first")
+        self._identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
+        self._install(name, *asset.build(self.geometry))
+        return name
+
+
+def _task_labels(
+    config: PromptConfig,
+    labels: Tensor | Sequence[Any] | None,
+    start: Tensor | None,
+    end: Tensor | None,
+) -> Tensor | None:
+    """Labels as the task's loss takes them: question answering has a start and an end."""
+    if config.task != "question-answering":
+        if start is not None or end is not None:
+            raise ValueError(f"start_positions: {config.task} takes labels, expected None")
+        if labels is not None and not isinstance(labels, Tensor):
+            raise ValueError(f"labels: expected a tensor, got {type(labels).__name__}")
+        return labels
+    if labels is not None:
+        raise ValueError("labels: expected start_positions and end_positions, got labels")
+    if start is None and end is None:
+        return None
+    if start is None or end is None:
+        raise ValueError("start_positions: expected start_positions and end_positions together")
+    return torch.stack((start, end), 1)

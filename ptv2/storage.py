@@ -1,0 +1,76 @@
+"""Saving files in a folder as one step.
+
+The files are written and synced in a hidden folder beside the old ones; one rename of that folder
+commits them; then they are moved into place. A reader looks into the committed folder first, so
+wherever a save was killed it sees the old files or the new ones, whole.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_COMMITTED = ".committed"
+
+
+def commit(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, made if it is not there; other files in it stay.
+
+    Raises:
+        FileExistsError: the path is not a folder.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"directory: expected a folder, got the file {directory}")
+    directory.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=directory))
+    try:
+        for name, data in files.items():
+            with (staged / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _move_into_place(directory)  # what a killed save had committed
+        staged.rename(directory / _COMMITTED)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _sync(directory)
+    _move_into_place(directory)
+
+
+def read(directory: Path, name: str) -> bytes:
+    """Read a file that `commit` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for place in (directory / _COMMITTED / name, directory / name, directory / _COMMITTED / name):
+        try:
+            return place.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    raise FileNotFoundError(f"directory: expected {name} in {directory}, but there is none")
+
+
+def holds(directory: Path, name: str) -> bool:
+    """Whether `read` would find a file."""
+    return (directory / _COMMITTED / name).is_file() or (directory / name).is_file()
+
+
+def _move_into_place(directory: Path) -> None:
+    committed = directory / _COMMITTED
+    if committed.is_dir():
+        for file in sorted(committed.iterdir()):
+            file.replace(directory / file.name)
+        _sync(directory)
+        committed.rmdir()
+
+
+def _sync(directory: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

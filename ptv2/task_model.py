@@ -1,0 +1,114 @@
+"""One task of a PromptModel as a module that `transformers.Trainer` trains unchanged."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .families import family_of
+
+if TYPE_CHECKING:
+    from .model import PromptModel
+
+
+class TaskModel(nn.Module):
+    """The backbone with one task's prompt and head.
+
+    Its `state_dict`, and so a Trainer checkpoint, holds the prompt and the head only.
+
+    Args:
+        model: the model whose backbone, prompt and head are shared.
+        task: the task's name.
+    """
+
+    def __init__(self, model: "PromptModel", task: str) -> None:
+        super().__init__()
+        self.task = task
+        self.backbone = model.backbone
+        self.prompt = model.prompts[task]
+        self.head = dict(model.heads.items()).get(task)
+        self._model = (model,)  # in a tuple: a module here would register the other tasks too
+        leave_out_backbone(self)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The backbone's configuration, which the Trainer reads."""
+        return self.backbone.config
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> ModelOutput:
+        """`PromptModel.forward` with every row of this task."""
+        return self._model[0].forward(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            task=self.task,
+            labels=labels,
+            start_positions=start_positions,
+            end_positions=end_positions,
+        )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute the backbone's layers in the backward instead of storing them.
+
+        Raises:
+            ValueError: use_reentrant=True, which would train no prompt.
+        """
+        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        if kwargs["use_reentrant"]:
+            raise ValueError(_REENTRANT)
+        name = "activation_checkpointing_enable"  # transformers' name since 5.23
+        enable = getattr(self.backbone, name, self.backbone.gradient_checkpointing_enable)
+        enable(kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        name = "activation_checkpointing_disable"
+        getattr(self.backbone, name, self.backbone.gradient_checkpointing_disable)()
+
+
+_REENTRANT = (
+    "use_reentrant: expected False; reentrant checkpointing sees no gradient for a prompt, which "
+    "is an argument of the layers and not their input"
+)
+
+
+def require_nonreentrant_checkpointing(backbone: PreTrainedModel) -> None:
+    """Raise a ValueError if the backbone is set to checkpoint in torch's reentrant way."""
+    for layer in family_of(backbone.config.model_type).layers(backbone):
+        checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+        if checkpoint is not None and getattr(layer, "gradient_checkpointing", False):
+            keywords = checkpoint.keywords if isinstance(checkpoint, partial) else {}
+            if keywords.get("use_reentrant", True):
+                raise ValueError(_REENTRANT)
+
+
+def leave_out_backbone(module: nn.Module) -> None:
+    """Keep the frozen backbone out of a module's state_dict, and do not miss it on loading."""
+    module.register_state_dict_post_hook(_drop_backbone)
+    module.register_load_state_dict_post_hook(_forgive_backbone)
+
+
+def _drop_backbone(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}backbone.")]:
+        del state[key]
+
+
+def _forgive_backbone(_: nn.Module, incompatible: Any) -> None:
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if not key.startswith("backbone.")]

@@ -1,0 +1,116 @@
+"""The registered operator: schema, fakes, autograd, compile, export, checkpointing, autocast."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from ptv2_kernels import prefix_attention
+from ptv2_kernels.testing import GRADIENTS, make_inputs
+
+MIXED = dict(prompts=(5, 3), mixed=True, masked=True, batch=4)
+
+
+def arguments(dropout_p=0.0, seed=None, requires_grad=False):
+    """Positional arguments of torch.ops.ptv2.prefix_attention."""
+    inputs = make_inputs(**MIXED)
+    leaves = [inputs[name].requires_grad_(requires_grad) for name in GRADIENTS]
+    optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], seed]
+    return (*leaves, *optional, dropout_p, 0.25, False, None, "reference")
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_opcheck(dropout_p, requires_grad):
+    seed = torch.tensor([7]) if dropout_p else None
+    torch.library.opcheck(
+        torch.ops.ptv2.prefix_attention.default, arguments(dropout_p, seed, requires_grad)
+    )
+
+
+def test_opcheck_backward():
+    args = arguments()
+    out, lse = torch.ops.ptv2.prefix_attention(*args)
+    needs = [True, False, True, True, False]
+    *inputs, dropout_p, scale, causal, window, impl = args
+    torch.library.opcheck(
+        torch.ops.ptv2.prefix_attention_backward.default,
+        (
+            torch.ones_like(out),
+            None,
+            *inputs,
+            out,
+            lse,
+            needs,
+            dropout_p,
+            scale,
+            causal,
+            window,
+            impl,
+        ),
+    )
+
+
+def loss_and_gradients(function, inputs):
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in GRADIENTS}
+    loss = function(**inputs | leaves).square().sum()
+    return (loss, *torch.autograd.grad(loss, tuple(leaves.values())))
+
+
+def test_compiles_without_a_break():
+    inputs = make_inputs(**MIXED)
+    compiled = torch.compile(prefix_attention, fullgraph=True, backend="aot_eager")
+    expected = loss_and_gradients(prefix_attention, inputs)
+    for got, want in zip(loss_and_gradients(compiled, inputs), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_new_length_does_not_recompile():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(prefix_attention, fullgraph=True, dynamic=True, backend=counter)
+    compiled(**make_inputs(length=6))
+    compilations = counter.frame_count
+    assert compilations
+    for length in (9, 14):
+        compiled(**make_inputs(length=length))
+    assert counter.frame_count == compilations
+
+
+def test_exports():
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value, prefix_key, prefix_value):
+            return prefix_attention(query, key, value, prefix_key, prefix_value)
+
+    inputs = make_inputs()
+    program = torch.export.export(Attention(), tuple(inputs[name] for name in GRADIENTS))
+    torch.testing.assert_close(program.module()(*inputs.values()), prefix_attention(**inputs))
+
+
+def test_checkpoint_draws_the_same_dropout():
+    inputs = make_inputs(**MIXED)
+
+    def dropped(**kwargs):
+        return prefix_attention(**kwargs, dropout_p=0.5)
+
+    def checkpointed(**kwargs):
+        return checkpoint(dropped, **kwargs, use_reentrant=False)
+
+    results = []
+    for function in (dropped, checkpointed):
+        torch.manual_seed(11)
+        results.append(loss_and_gradients(function, inputs))
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_autocast_casts_the_sequence_and_keeps_the_prompt():
+    inputs = make_inputs()
+    inputs["prefix_key"].requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = prefix_attention(**inputs)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert inputs["prefix_key"].grad.dtype == torch.float32
+    rounded = {k: v.to(torch.bfloat16) if k in GRADIENTS[:3] else v for k, v in inputs.items()}
+    assert torch.equal(out, prefix_attention(**rounded))
