@@ -65,9 +65,9 @@ class PromptConfig:
         _one_of("injection", self.injection, get_args(Injection))
         _one_of("pooling", self.pooling, get_args(Pooling))
         if self.task in _LABELLED and not self.labels:
-            raise ValueError(f"labels: {self.task} expects at least one label, got none")
+            raise ValueError(f"labels: expected at least one for {self.task}, got none")
         if self.task not in _LABELLED and self.labels:
-            raise ValueError(f"labels: {self.task} has no labels, got {self.labels}")
+            raise ValueError(f"labels: expected none for {self.task}, got {self.labels}")
         if not all(isinstance(label, str) for label in self.labels):
             raise ValueError(f"labels: expected strings, got {self.labels}")
         if len(set(self.labels)) < len(self.labels):

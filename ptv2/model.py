@@ -240,19 +240,25 @@ class PromptModel(nn.Module):
     def _config(self, name: str) -> PromptConfig:
         if name not in self.tasks:
             known = ", ".join(self.tasks) or "none"
-            raise KeyError(f"task: {name!r} is unknown; the model's tasks are: {known}")
+            raise UnknownTaskError(f"task: {name!r} is unknown; the model's tasks are: {known}")
         return self.tasks[name]
 
     def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
         if ("input_ids" in inputs) == ("inputs_embeds" in inputs):
             raise ValueError("input_ids: expected either input_ids or inputs_embeds")
-        for name in inputs:
+        if getattr(self.backbone.config, "output_attentions", False):
+            raise NotImplementedError("output_attentions: attention weights are never computed")
+        for name, value in inputs.items():
+            if value.numel() == 0:
+                raise ValueError(
+                    f"{name}: expected at least one row and token, got {tuple(value.shape)}"
+                )
             if name not in self._accepted:
                 raise ValueError(
                     f"{name}: {self.backbone.config.model_type} has none and would ignore it, "
                     "expected None"
                 )
-        if self.training:
+        if self.backbone.training:
             require_nonreentrant_checkpointing(self.backbone)
 
     def save_task(self, name: str, directory: str | PathLike[str]) -> None:

@@ -1,0 +1,217 @@
+"""The Triton kernels against the reference in float64; without a GPU they run in the interpreter."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ptv2_kernels.backward import launch_backward
+from ptv2_kernels.forward import launch_forward
+from ptv2_kernels.reference import reference_backward, reference_forward
+from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
+from ptv2_kernels.tiling import Tile, Tiles, override_tiles
+
+ON_GPU = torch.cuda.is_available()
+# On a GPU float32 products are three TF32 products.
+LIMITS = {
+    torch.float32: 1e-5 if ON_GPU else 1e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
+ALL = [True] * 5
+SEED = -(2**40) - 12345
+
+CASES = {
+    "one-token": ({"length": 1, "prompts": (1,)}, {}),
+    "short": ({"length": 7, "head_dim": 24, "prompts": (5,)}, {"scale": 0.3}),
+    "one-short-of-a-tile": ({"length": 63, "prompts": (20,), "masked": True}, {}),
+    "several-tiles": ({"batch": 2, "heads": 1, "length": 130, "prompts": (33,)}, {}),
+    "mixed": (
+        {"batch": 4, "length": 33, "prompts": (20, 0, 3), "mixed": True, "masked": True},
+        {},
+    ),
+    "sees-nothing": ({"prompts": (0,), "masked": True}, {}),
+    "causal": ({"batch": 2, "heads": 1, "length": 70, "masked": True}, {"causal": True}),
+    "window": ({"batch": 2, "heads": 1, "length": 130, "head_dim": 32}, {"window": 5}),
+    "causal-window": ({"batch": 1, "length": 70, "masked": True}, {"window": 9, "causal": True}),
+    "head-80": ({"batch": 2, "head_dim": 80, "prompts": (20,)}, {}),
+    "head-96": ({"batch": 2, "head_dim": 96, "length": 20, "masked": True}, {}),
+    "head-128": ({"batch": 2, "head_dim": 128, "heads": 1}, {}),
+    "dropout": ({"length": 33, "masked": True, "prompts": (5, 7, 9), "mixed": True}, {"p": 0.2}),
+    "dropout-causal": ({"batch": 2, "heads": 1, "length": 70}, {"p": 0.5, "causal": True}),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """Fresh memory holds NaN, so an element that no kernel writes is noticed."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+def poisoned(function):
+    def allocate(*args, **kwargs):
+        x = function(*args, **kwargs)
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    return allocate
+
+
+def tensors(inputs):
+    optional = (inputs.get(name) for name in ("prompt_ids", "prompt_bounds", "key_mask"))
+    return [*(inputs[name] for name in GRADIENTS), *optional]
+
+
+def exact(x):
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def run(inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False, window=None, needs=ALL):
+    """out, lse and the five gradients of the kernels."""
+    seed = torch.tensor([SEED], device=grad_out.device) if p else None
+    options = (p, scale or inputs["query"].shape[-1] ** -0.5, causal, window)
+    out, lse = launch_forward(*tensors(inputs), seed, *options)
+    grads = launch_backward(grad_out, grad_lse, *tensors(inputs), seed, out, lse, needs, *options)
+    return out, lse, *grads
+
+
+def run_exact(inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False, window=None):
+    """The same from the reference, in float64."""
+    seed = torch.tensor([SEED], device=grad_out.device) if p else None
+    inputs = {name: exact(x) for name, x in inputs.items()}
+    options = (p, scale or inputs["query"].shape[-1] ** -0.5, causal, window)
+    out, lse = reference_forward(*tensors(inputs), seed, *options)
+    grads = reference_backward(
+        exact(grad_out), exact(grad_lse), *tensors(inputs), seed, out, lse, ALL, *options
+    )
+    return out, lse, *grads
+
+
+def gradients_of_outputs(inputs):
+    """Random gradients of out and lse; in masked rows NaN for out and 0 for lse."""
+    query = inputs["query"]
+    grad_out = torch.randn(query.shape).to(query)
+    grad_lse = torch.randn(query.shape[:3]).to(query.device)
+    if "key_mask" in inputs:
+        masked = ~inputs["key_mask"][:, None]
+        grad_out.masked_fill_(masked[..., None], float("nan"))
+        grad_lse.masked_fill_(masked, 0)
+    return grad_out, grad_lse
+
+
+def assert_close(actual, expected, limit):
+    for name, x, y in zip(("out", "lse", *GRADIENTS), actual, expected, strict=True):
+        assert x.shape == y.shape, name
+        finite = y.isfinite()
+        assert torch.equal(x.isfinite(), finite), name
+        assert torch.equal(x[~finite].float(), y[~finite].float()), name
+        assert relative_l2(x[finite], y[finite]) <= limit, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matches_reference(case, device):
+    kwargs, options = CASES[case]
+    inputs = make_inputs(**kwargs, poisoned=True, device=device)
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads, **options)
+    assert actual[0].transpose(1, 2).is_contiguous()
+    assert_close(actual, run_exact(inputs, *grads, **options), LIMITS[torch.float32])
+    if "key_mask" in inputs:
+        query, key, value = actual[2:5]
+        masked = ~inputs["key_mask"][:, None, :, None].expand_as(query)
+        assert all((x[masked] == 0).all() for x in (query, key, value))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("pool_dtype", [None, torch.float32])
+def test_half_precision(dtype, pool_dtype, device):
+    inputs = make_inputs(length=37, prompts=(20,), masked=True, dtype=dtype, device=device)
+    for name in GRADIENTS[3:]:
+        inputs[name] = inputs[name].to(pool_dtype or dtype)
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads)
+    assert [x.dtype for x in actual[2:]] == [inputs[name].dtype for name in GRADIENTS]
+    assert_close(actual, run_exact(inputs, *grads), LIMITS[dtype])
+
+
+def test_any_strides(device):
+    """Slices of one fused projection, and the expanded gradient of `out.sum()`."""
+    fused = torch.randn(2, 9, 3, 2, 16, device=device)
+    pool = torch.randn(2, 2, 5, 16, device=device)  # (key or value, heads, rows, head_dim)
+    inputs = dict(zip(GRADIENTS, (*fused.transpose(1, 3).unbind(2), *pool.transpose(1, 2))))
+    grad_out = torch.ones((), device=device).expand(2, 2, 9, 16)
+    assert_close(
+        run(inputs, grad_out, None), run_exact(inputs, grad_out, None), LIMITS[torch.float32]
+    )
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_prompts_may_overlap_and_leave_gaps(p, device):
+    inputs = make_inputs(batch=5, length=9, heads=1, prompts=(45,), device=device)
+    bounds = [[3, 24], [20, 39], [30, 30], [40, 44], [20, 39]]
+    inputs["prompt_bounds"] = torch.tensor(bounds, dtype=torch.int32, device=device)
+    inputs["prompt_ids"] = torch.tensor([0, 1, -1, 0, 4], dtype=torch.int32, device=device)
+    unused = torch.ones(45, dtype=torch.bool, device=device)
+    unused[3:39] = False
+    for name in GRADIENTS[3:]:
+        inputs[name][unused] = float("nan")
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads, p=p)
+    assert all((x[unused] == 0).all() for x in actual[5:])
+    assert_close(actual, run_exact(inputs, *grads, p=p), LIMITS[torch.float32])
+
+
+def test_dropout_is_the_same_in_any_tile(device):
+    inputs = make_inputs(batch=1, length=70, prompts=(33,), device=device)
+    grads = gradients_of_outputs(inputs)
+    tiles = [Tile(16, 64, 16, 4, 1), Tile(64, 16, 64, 4, 1), Tile(32, 32, 32, 4, 2)]
+    results = []
+    for forward, other in pairwise([*tiles, tiles[0]]):
+        with override_tiles(Tiles(forward, other, forward, other)):
+            results.append(run(inputs, *grads, p=0.4))
+    for result in results[1:]:
+        assert_close(result, results[0], LIMITS[torch.float32])
+
+
+def test_same_bits_in_every_run(device):
+    inputs = make_inputs(batch=8, heads=1, length=18, device=device)
+    grads = gradients_of_outputs(inputs)
+    first, second = (run(inputs, *grads, p=0.1) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_independent_of_the_rest_of_the_batch(device):
+    inputs = make_inputs(
+        batch=5, length=18, prompts=(4, 6), mixed=True, masked=True, device=device
+    )
+    grads = gradients_of_outputs(inputs)
+    whole = run(inputs, *grads)
+    per_sequence = {"query", "key", "value", "prompt_ids", "key_mask"}
+    alone = {name: x[2:3] if name in per_sequence else x for name, x in inputs.items()}
+    single = run(alone, *(x[2:3] for x in grads))
+    assert all(torch.equal(x[2:3], y) for x, y in zip(whole[:5], single[:5], strict=True))
+
+
+@pytest.mark.parametrize("needed", range(5))
+def test_only_needed_gradients(needed, device):
+    inputs = make_inputs(heads=1, device=device)
+    grads = gradients_of_outputs(inputs)
+    every = run(inputs, *grads)[2:]
+    one = run(inputs, *grads, needs=[i == needed for i in range(5)])[2:]
+    for i, (x, name) in enumerate(zip(one, GRADIENTS, strict=True)):
+        assert x.dtype == inputs[name].dtype
+        assert torch.equal(x, every[i]) if i == needed else x.numel() == 0
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"length": 0}])
+def test_empty(empty, device):
+    inputs = make_inputs(**empty, device=device)
+    out, lse, *grads = run(inputs, *gradients_of_outputs(inputs))
+    assert out.shape == inputs["query"].shape
+    assert lse.shape == out.shape[:3]
+    for grad, name in zip(grads, GRADIENTS, strict=True):
+        assert torch.equal(grad, torch.zeros_like(inputs[name]))

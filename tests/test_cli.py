@@ -1,0 +1,227 @@
+"""The commands end to end, and one clear line for everything a user may get wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from ptv2.cli import app
+from tests.encoder import examples, save_encoder, write_csv, write_jsonl
+
+SENTIMENT = ("--task", "sequence-classification")
+CITIES = ("--task", "token-classification")
+SHORT = ("--epochs", "2", "--prompt-length", "4", "--batch-size", "8")
+
+
+def ptv2(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(*arguments: object) -> str:
+    """The one line that a command prints when it refuses what it was given."""
+    result = ptv2(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, data, and two trained prompts."""
+    work = tmp_path_factory.mktemp("work")
+    save_encoder(work / "encoder")
+    write_jsonl(work / "train.jsonl", examples(32))
+    write_csv(work / "train.csv", examples(32))
+    write_jsonl(work / "dev.jsonl", examples(16, seed=1))
+    for kind, name in ((SENTIMENT, "sentiment"), (CITIES, "cities")):
+        result = ptv2(*training(work, *kind, *SHORT), "--output", work / name)
+        assert result.exit_code == 0, result.output
+    return work
+
+
+def training(work: Path, *options: object) -> tuple[object, ...]:
+    files = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    return ("train", "--backbone", work / "encoder", *files, *options)
+
+
+def test_train_shows_scores_and_writes_the_run(work: Path) -> None:
+    result = ptv2(*training(work, *SENTIMENT, *SHORT, "--output", work / "again"))
+    for shown in ("accuracy", "macro_f1", "again", "commonest answer", "saved in"):
+        assert shown in result.stdout
+    assert {path.name for path in (work / "again").iterdir()} == {
+        "README.md", "checkpoints", "metrics.json", "prompt.safetensors", "prompt_config.json",
+        "run_config.json",
+    }  # fmt: skip
+
+
+def test_csv_gives_the_same_prompt_as_jsonl(work: Path) -> None:
+    for kind, name in ((SENTIMENT, "sentiment"), (CITIES, "cities")):
+        csv, output = work / "train.csv", work / f"{name}-csv"
+        options = ("--name", name, "--train", csv, "--output", output)
+        assert ptv2(*training(work, *kind, *SHORT, *options)).exit_code == 0
+        tensors = [(work / run / "prompt.safetensors").read_bytes() for run in (name, output)]
+        assert tensors[0] == tensors[1]
+
+
+def test_train_options_reach_the_prompt(work: Path) -> None:
+    options = (
+        "--text-pair-column", "text_pair", "--label-column", "same", "--layers", "1",
+        "--injection", "hidden-state", "--parametrization", "mlp", "--pooling", "first",
+    )  # fmt: skip
+    result = ptv2(*training(work, *SENTIMENT, *SHORT, *options, "--output", work / "pair"))
+    assert result.exit_code == 0, result.output
+    config = json.loads((work / "pair" / "prompt_config.json").read_text())["config"]
+    assert config["labels"] == ["different", "same"]
+    assert (config["layers"], config["pooling"]) == ([1], "first")
+    pair = ("--text", "a fine film", "--text-pair", "great")
+    result = ptv2("predict", "--prompt", work / "pair", *pair)
+    assert json.loads(result.stdout)["answers"]["pair"]["label"] in ("different", "same")
+
+
+def test_eval_agrees_with_training(work: Path, tmp_path: Path) -> None:
+    for name, metric in (("sentiment", "accuracy"), ("cities", "f1")):
+        output = tmp_path / f"{name}.json"
+        data = ("--data", work / "dev.jsonl", "--output", output)
+        result = ptv2("eval", "--prompt", work / name, *data)
+        assert result.exit_code == 0, result.output
+        assert metric in result.stdout
+        best = json.loads((work / name / "metrics.json").read_text())["best"]
+        assert json.loads(output.read_text())[metric] == best[metric]
+
+
+def test_predict_answers_two_tasks_in_one_batch(work: Path, tmp_path: Path) -> None:
+    prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
+    result = ptv2("predict", *prompts, "--text", "a fine film", "--text", "rome")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["a fine film", "rome"]
+    assert set(lines[0]["answers"]) == {"sentiment", "cities"}
+    assert len(lines[0]["answers"]["cities"]["tags"]) == 3
+
+    output = tmp_path / "answers.jsonl"
+    result = ptv2("predict", *prompts, "--data", work / "dev.jsonl", "--output", output)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 16
+    assert all(len(row["answers"]["cities"]["tags"]) == len(row["tokens"]) for row in rows)
+
+
+def test_info(work: Path) -> None:
+    result = ptv2("info", work / "sentiment")
+    for shown in ("bad, good", "4 keys and values, 2 layers, 2 heads of size 8", "validation"):
+        assert shown in result.stdout
+
+
+def test_help() -> None:
+    result = ptv2("--help")
+    for command in ("train", "eval", "predict", "info", "demo"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--task", "tagging"), "task: expected one of sequence-classification, token-classific"),
+        ((*SENTIMENT, "--label-column", "lable"), "label_column: expected one of the data's col"),
+        ((*SENTIMENT, "--text-column", "b"), "text_column: expected one of the data's columns,"),
+        ((*CITIES, "--tokens-column", "b"), "tokens_column: expected one of the data's columns"),
+        ((*CITIES, "--text-pair-column", "b"), "text_pair_column: token-classification reads no"),
+        ((*SENTIMENT, "--train", "none.jsonl"), "data file none.jsonl does not exist"),
+        ((*SENTIMENT, "--layers", "x"), "layers: expected numbers such as 0,1,5, got 'x'"),
+        ((*SENTIMENT, "--layers", "7"), "layers: expected numbers below 2"),
+        ((*SENTIMENT, "--pooling", "max"), "pooling: expected one of mean, first, got 'max'"),
+        ((*SENTIMENT, "--epochs", "0"), "epochs: expected a positive number, got 0"),
+        ((*SENTIMENT, "--name", "a b"), "name: expected letters, digits, "),
+        ((*SENTIMENT, "--max-length", "0"), "max_length: expected at least 3"),
+        ((*SENTIMENT, "--scheduler", "zigzag"), "scheduler: expected one of"),
+    ],
+)
+def test_bad_training_options(
+    work: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    output = ("--output", tmp_path / "run")
+    assert fails(*training(work, *output, *options)).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [], "bad.jsonl: expected at least one example, got an empty file"),
+        (lambda rows: [rows[0] | {"tags": ["O"]}], "tags_column: expected one tag a word, but ex"),
+        (lambda rows: [rows[0], {"text": "a"}], "tags_column: example 1 has no 'tags'"),
+    ],
+    ids=["empty", "ragged", "missing"],
+)
+def test_bad_training_data(work: Path, tmp_path: Path, change: object, message: str) -> None:
+    bad = write_jsonl(tmp_path / "bad.jsonl", change(examples(2)))  # type: ignore[operator]
+    output = tmp_path / "run"
+    for part in ("--train", "--validation"):
+        assert message in fails(*training(work, *CITIES, "--output", output, part, bad))
+        assert not output.exists()
+
+
+def test_unknown_label_in_evaluation_data(work: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "bad.jsonl", [examples(1)[0] | {"label": "so-so"}])
+    message = fails("eval", "--prompt", work / "sentiment", "--data", data)
+    assert message == "label: expected one of the task's labels, bad, good, got 'so-so'"
+
+
+def test_a_long_text_is_cut_and_that_is_said(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
+    result = ptv2("predict", *prompts, "--text", "film " * 50)
+    assert result.exit_code == 0
+    assert caplog.messages.count("1 of 1 examples were cut to 32 tokens") == 2
+    tags = json.loads(result.stdout)["answers"]["cities"]["tags"]
+    assert (len(tags), tags.count(None)) == (50, 20)
+
+
+def test_a_prompt_for_another_backbone(work: Path, tmp_path: Path) -> None:
+    other = save_encoder(tmp_path / "other", seed=1)
+    text = ("--text", "a film", "--backbone", other)
+    assert "was trained on the backbone" in fails("predict", "--prompt", work / "sentiment", *text)
+
+
+def test_a_corrupt_prompt(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "sentiment", tmp_path / "broken")
+    with (tmp_path / "broken" / "prompt.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    broken = ("--prompt", tmp_path / "broken")
+    assert "corrupt" in fails("eval", *broken, "--data", work / "dev.jsonl")
+    assert "expected a saved prompt" in fails("info", tmp_path)
+
+
+def test_files_are_not_overwritten(work: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mine"
+    output.write_text("mine")
+    refused = f"output: {output} exists; choose another or give --overwrite"
+    to_file = ("--data", work / "dev.jsonl", "--output", output)
+    for command in ("eval", "predict"):
+        assert fails(command, "--prompt", work / "sentiment", *to_file) == refused
+        assert output.read_text() == "mine"
+    for run in (work / "sentiment", output):
+        before = run.stat().st_mtime_ns
+        assert "is not empty" in fails(*training(work, *SENTIMENT, *SHORT), "--output", run)
+        assert run.stat().st_mtime_ns == before
+    assert ptv2("eval", "--prompt", work / "sentiment", *to_file, "--overwrite").exit_code == 0
+    assert "accuracy" in json.loads(output.read_text())
+
+
+def test_predict_needs_one_source(work: Path) -> None:
+    prompt = ("--prompt", work / "sentiment")
+    assert fails("predict", *prompt) == "text: expected either --text or --data"
+    both = ("--text", "a", "--data", work / "dev.jsonl")
+    assert fails("predict", *prompt, *both) == "text: expected either --text or --data"
+    pairs = ("--text", "a", "--text-pair", "b", "--text-pair", "c")
+    assert fails("predict", *prompt, *pairs) == "text_pair: expected one for each --text, 1, got 2"
+
+
+def test_an_unknown_backbone(work: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "run", "--backbone", tmp_path / "nowhere")
+    assert "nowhere" in fails(*training(work, *SENTIMENT), *output)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,212 @@
+"""Training on the Trainer: what a run writes, stopping and going on, what it refuses."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import Trainer, set_seed
+
+from ptv2 import PromptConfig, PromptModel
+from ptv2.predictor import Predictor
+from ptv2.tasks import make_task
+from ptv2.training import TrainConfig, evaluate, train
+from tests.encoder import examples, save_encoder
+
+CONFIG = TrainConfig(learning_rate=3e-2, epochs=3, batch_size=8)
+DATA = Dataset.from_list(examples(48)), Dataset.from_list(examples(24, seed=1))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def new(encoder: Path, kind: str = "sequence-classification", **columns: str) -> tuple:
+    """A predictor with a fresh task "t", and its reader."""
+    predictor = Predictor(PromptModel.from_pretrained(encoder))
+    task = make_task(kind, predictor.tokenizer, **columns).fit_labels(*DATA)
+    set_seed(0)
+    predictor.model.add_task(
+        "t", PromptConfig.from_dict({"task": kind, "labels": task.labels, "prompt_length": 4})
+    )
+    return predictor, task
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("sequence-classification", {}),
+        ("sequence-classification", {"text_pair_column": "text_pair", "label_column": "same"}),
+        ("token-classification", {}),
+    ],
+    ids=["text", "pair", "tokens"],
+)
+def test_a_run(encoder: Path, tmp_path: Path, kind: str, columns: dict[str, str]) -> None:
+    predictor, task = new(encoder, kind, **columns)
+    before = {name: x.clone() for name, x in predictor.model.backbone.named_parameters()}
+    metrics = train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
+
+    scores = evaluate(predictor, "t", task, DATA[1])
+    assert scores[task.best_metric] == metrics["best"][task.best_metric]
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2, 3]
+    assert metrics["best"] in metrics["history"]
+    assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    run = json.loads((tmp_path / "run" / "run_config.json").read_text())
+    assert run["train"]["learning_rate"] == CONFIG.learning_rate
+    assert run["prompt"]["labels"] == list(task.labels)
+    assert all(
+        torch.equal(x, before[name]) for name, x in predictor.model.backbone.named_parameters()
+    )
+
+    fresh = PromptModel.from_pretrained(encoder)
+    assert fresh.load_task(tmp_path / "run") == "t"
+    again = evaluate(Predictor(fresh), "t", task, DATA[1])
+    assert again == scores
+
+
+def test_a_prompt_learns(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    config = replace(CONFIG, epochs=8)
+    metrics = train(predictor.model, "t", task, DATA, tmp_path / "run", config)
+    assert metrics["best"]["accuracy"] > metrics["majority"]["accuracy"] + 0.1
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_checkpoint_holds_prompt_and_head_only(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
+    for checkpoint in checkpoints(tmp_path / "run"):
+        assert set(load_file(checkpoint / "model.safetensors")) == {
+            "prompt.embedding", "head.linear.weight", "head.linear.bias",
+        }  # fmt: skip
+        assert not list(checkpoint.glob("tokenizer*"))
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the Trainer die before a step, as a kill would."""
+    training_step, taken = Trainer.training_step, itertools.count()
+
+    def dying_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(taken) == step:
+            raise KeyboardInterrupt
+        return training_step(*args, **kwargs)
+
+    patch.setattr(Trainer, "training_step", dying_step)
+
+
+@pytest.mark.parametrize("step", [3, 6, 14], ids=["no checkpoint yet", "epoch end", "mid-epoch"])
+def test_resuming_is_bitwise_the_same_as_not_stopping(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    predictor, task = new(encoder)
+    whole = train(predictor.model, "t", task, DATA, tmp_path / "whole", CONFIG)
+
+    stopped, task = new(encoder)
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped.model, "t", task, DATA, tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run" / "prompt.safetensors").exists()
+
+    resumed, task = new(encoder)
+    metrics = train(resumed.model, "t", task, DATA, tmp_path / "run", CONFIG, resume=True)
+    ends = [checkpoints(tmp_path / run)[-1] / "model.safetensors" for run in ("whole", "run")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert [epoch["accuracy"] for epoch in metrics["history"]] == [
+        epoch["accuracy"] for epoch in whole["history"]
+    ]
+    expected, got = (p.model.state_dict() for p in (predictor, resumed))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_is_resumed_only_with_its_settings(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    short = TrainConfig(epochs=1, batch_size=24)
+    with pytest.raises(FileNotFoundError, match="resume: there is no run in"):
+        train(predictor.model, "t", task, DATA, tmp_path / "run", short, resume=True)
+    assert not (tmp_path / "run").exists()
+    train(predictor.model, "t", task, DATA, tmp_path / "run", short)
+    other = TrainConfig(epochs=1, batch_size=12)
+    message = r"resume: the run was started with train\.batch_size = 24, got 12"
+    with pytest.raises(ValueError, match=message):
+        train(predictor.model, "t", task, DATA, tmp_path / "run", other, resume=True)
+
+
+def test_nothing_is_overwritten_unasked(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    (tmp_path / "notes.txt").write_text("mine")
+    short = TrainConfig(epochs=1, batch_size=24)
+    with pytest.raises(FileExistsError, match=r"output: .* is not empty; choose another, or over"):
+        train(predictor.model, "t", task, DATA, tmp_path, short)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    first = train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
+    with pytest.raises(FileExistsError, match="resume it or overwrite it"):
+        train(predictor.model, "t", task, DATA, tmp_path, short)
+    second = train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
+    assert second["history"] != first["history"]  # the prompt went on from where it was
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    unlabelled = DATA[1].remove_columns("label")
+    with pytest.raises(ValueError, match="label_column: expected one of the data's columns"):
+        train(predictor.model, "t", task, (DATA[0], unlabelled), tmp_path / "run", CONFIG)
+    other = make_task(task.kind, task.tokenizer, labels=("a", "b"))
+    with pytest.raises(ValueError, match=r"labels: expected \('bad', 'good'\), got \('a', 'b'\)"):
+        train(predictor.model, "t", other, DATA, tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("learning_rate", 0, "learning_rate: expected a positive number, got 0"),
+        ("epochs", -1, "epochs: expected a positive number, got -1"),
+        ("warmup_ratio", 1.0, r"warmup_ratio: expected a value in \[0, 1\), got 1.0"),
+        ("precision", "int8", "precision: expected fp32, bf16 or fp16, got 'int8'"),
+    ],
+)
+def test_config_errors(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+
+
+def test_the_head_may_have_its_own_learning_rate(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    before = {name: x.clone() for name, x in predictor.model.state_dict().items()}
+    config = TrainConfig(learning_rate=1e-2, head_learning_rate=1e-12, epochs=1)
+    train(predictor.model, "t", task, DATA, tmp_path / "run", config)
+    moved = {
+        name: (x - before[name]).abs().max() > 1e-6
+        for name, x in predictor.model.state_dict().items()
+    }
+    assert {name.split(".")[0]: bool(value) for name, value in moved.items()} == {
+        "prompts": True,
+        "heads": False,
+    }
+
+
+def test_mixed_answers_equal_separate_ones(encoder: Path) -> None:
+    predictor, _ = new(encoder)
+    labels = ("O", "B-city")
+    predictor.model.add_task(
+        "tags", PromptConfig(task="token-classification", labels=labels, prompt_length=3)
+    )
+    texts = ["a fine film", "a film in rome", "dull"]
+    requests = [(name, text) for text in texts for name in ("t", "tags")]
+    mixed = predictor.predict(requests)
+    assert mixed == [predictor.predict([request])[0] for request in requests]
+    assert [len(answer["tags"]) for answer in mixed[1::2]] == [3, 4, 1]
+    with pytest.raises(ValueError, match="task: 'x' is unknown; the model's tasks are"):
+        predictor.predict([("x", "a film")])
