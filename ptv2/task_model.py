@@ -61,25 +61,33 @@ class TaskModel(nn.Module):
             end_positions=end_positions,
         )
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """Recompute the backbone's layers in the backward instead of storing them.
 
+        Args:
+            activation_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            options: what else transformers' method of that name takes.
+
         Raises:
-            ValueError: use_reentrant=True, which would train no prompt.
+            ValueError: use_reentrant=True, which would train no prompt; or the backbone's family
+                has no checkpointing in transformers.
         """
-        kwargs = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
+        kwargs = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
         if kwargs["use_reentrant"]:
             raise ValueError(_REENTRANT)
-        name = "activation_checkpointing_enable"  # transformers' name since 5.23
-        enable = getattr(self.backbone, name, self.backbone.gradient_checkpointing_enable)
-        enable(kwargs)
+        backbone = self.backbone
+        if hasattr(backbone, "activation_checkpointing_enable"):
+            backbone.activation_checkpointing_enable(kwargs, **options)
+        else:  # its name before transformers 5.23
+            backbone.gradient_checkpointing_enable(kwargs, **options)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo `gradient_checkpointing_enable`."""
-        name = "activation_checkpointing_disable"
-        getattr(self.backbone, name, self.backbone.gradient_checkpointing_disable)()
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`activation_checkpointing_enable` by the name that older Trainers call."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
 
 _REENTRANT = (

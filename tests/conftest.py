@@ -1,4 +1,7 @@
-"""Settings and fixtures of all tests; the environment is set before triton or transformers is imported."""
+"""Settings and fixtures of all tests.
+
+The environment is set before anything imports triton or transformers.
+"""
 
 import os
 from collections.abc import Callable
@@ -80,10 +83,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_backbone() -> Callable[..., PreTrainedModel]:
-    """``tiny_backbone(family, **overrides)``: a random encoder of 3 layers, hidden size 32, 4 heads.
+    """``tiny_backbone(family, **overrides)``: a random encoder.
 
-    In float32 and in eval mode; no bias is zero; the same weights at every call. ``overrides`` are
-    entries of the family's configuration.
+    3 layers, hidden size 32, 4 heads; in float32 and in eval mode; no bias is zero;
+    the same weights at every call. ``overrides`` are entries of the family's configuration.
     """
 
     def build(family: str, **overrides: Any) -> PreTrainedModel:

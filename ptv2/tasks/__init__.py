@@ -1,0 +1,34 @@
+"""Kinds of tasks, one a file, and the data they read."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .data import load_data
+from .sequence_classification import SequenceClassification
+from .task import Task
+from .token_classification import TokenClassification
+
+__all__ = [
+    "TASKS",
+    "SequenceClassification",
+    "Task",
+    "TokenClassification",
+    "load_data",
+    "make_task",
+]
+
+TASKS: dict[str, type[Task]] = {
+    task.kind: task for task in (SequenceClassification, TokenClassification)
+}
+
+
+def make_task(kind: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Task:
+    """A task of a kind in `TASKS`; the options are its class's other arguments.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
+    return TASKS[kind](tokenizer, **options)

@@ -1,0 +1,82 @@
+"""Reading files, and the messages of what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
+
+from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
+from ptv2.tasks.data import label_names
+from tests.encoder import examples, write_csv, write_jsonl
+
+
+def test_jsonl_and_csv_hold_the_same(tmp_path: Path) -> None:
+    rows = examples(5)
+    jsonl = load_data(write_jsonl(tmp_path / "a.jsonl", rows))
+    delimited = load_data(write_csv(tmp_path / "a.csv", rows))
+    assert jsonl.to_list() == rows
+    assert delimited["text"][:] == jsonl["text"][:]
+    assert [row.split() for row in delimited["tokens"]] == [row["tokens"] for row in rows]
+
+
+def test_csv_keeps_words_that_look_like_missing_values(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nNA,none\nnull,nan\n")
+    assert load_data(tmp_path / "a.csv").to_list() == [
+        {"text": "NA", "label": "none"},
+        {"text": "null", "label": "nan"},
+    ]
+
+
+def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", examples(4))
+    write_jsonl(folder / "test.jsonl", examples(3))
+    assert len(load_data(folder, "train")) == 4
+    assert len(load_data(f"{folder}:default", "test")) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", r"a\.jsonl: expected at least one example, got an empty file"),
+        ("a.csv", "text,label\n", r"a\.csv: expected at least one example, got an empty file"),
+        ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl, line 2: expected a JSON object, got Expecting"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: expected a JSON object, got list"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: expected 2 cells, got 3"),
+        ("a.csv", "a,b\n1\n", r"a\.csv, line 2: expected 2 cells, got 1"),
+        ("a.jsonl", '{"a": 1}\n{"a": "x"}\n', r"a\.jsonl: a column mixes types"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_data(tmp_path / name)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist"):
+        load_data(tmp_path / "none.jsonl")
+
+
+def test_labels_are_sorted_and_class_labels_keep_their_order() -> None:
+    assert label_names(["b", "a", "b"]) == ("a", "b")
+    assert label_names([10, 9, 10]) == ("9", "10")
+    assert label_names([0, 1], ClassLabel(names=["no", "yes", "maybe"])) == ("no", "yes", "maybe")
+    with pytest.raises(ValueError, match="labels: expected names or integers, got floating"):
+        label_names([0.5])
+
+
+def test_class_labels_become_the_ids_of_their_names(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "a"])})
+    data = Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features=features)
+    data.save_to_disk(tmp_path / "data")
+    data = load_from_disk(tmp_path / "data")
+    task = SequenceClassification(None).fit_labels(data)  # type: ignore[arg-type]
+    assert task.labels == ("z", "a")
+
+
+def test_kinds() -> None:
+    assert isinstance(make_task("token-classification", None), TokenClassification)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="task: expected one of sequence-classification, token-"):
+        make_task("tagging", None)  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""The distribution: what may be imported, what an import costs, what a wheel holds."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import ptv2
+
+ROOT = Path(__file__).parents[1]
+PUBLIC_NAMES = {
+    "ptv2_kernels": ["prefix_attention"],
+}
+
+
+def run(*command: str, cwd: Path = ROOT) -> None:
+    """Run Python in a fresh process that finds both source roots."""
+    path = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_kernels_folder_is_no_package() -> None:
+    # It would shadow Hugging Face's package of that name, which transformers imports.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", PUBLIC_NAMES)
+def test_public_names(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__ == PUBLIC_NAMES[package]
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_version_of_source_and_installation_agree() -> None:
+    assert version("ptv2") == ptv2.__version__
+
+
+def test_cold_import_leaves_triton_alone() -> None:
+    run("-c", "import sys, ptv2_kernels; assert 'triton' not in sys.modules")
+
+
+def test_wheel(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for folder in ("ptv2", "kernels"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", ".", cwd=source)
+
+    (wheel,) = source.glob("*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("ptv2/**/*.py")}
+    modules |= {str(path.relative_to(ROOT / "kernels")) for path in ROOT.glob("kernels/**/*.py")}
+    data = {
+        "ptv2/py.typed",
+        "ptv2/data/snips/README.md",
+        "ptv2/data/snips/train.jsonl",
+        "ptv2/data/snips/dev.jsonl",
+        "ptv2_kernels/py.typed",
+    }
+    assert files >= modules | data
+    assert {name.split("/")[0] for name in files} == {
+        "ptv2",
+        "ptv2_kernels",
+        f"ptv2-{ptv2.__version__}.dist-info",
+    }
