@@ -5,12 +5,14 @@ from ptv2_kernels import prefix_attention
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .outputs import MixedTaskOutput
+from .predictor import Predictor
 from .task_model import TaskModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MixedTaskOutput",
+    "Predictor",
     "PromptConfig",
     "PromptModel",
     "TaskModel",

@@ -46,11 +46,11 @@ class PromptConfig:
 
     task: Task
     labels: tuple[str, ...] = ()
-    prompt_length: int = 20
+    prompt_length: int = 32
     parametrization: Parametrization = "direct"
     injection: Injection = "key-value"
     layers: tuple[int, ...] | None = None
-    init_std: float = 0.02
+    init_std: float = 1.0
     prompt_dropout: float = 0.0
     pooling: Pooling = "mean"
     head_dropout: float = 0.1

@@ -118,6 +118,7 @@ def longest_input(model: PromptModel, tokenizer: PreTrainedTokenizerBase) -> int
     """How many tokens the backbone has positions for and the tokenizer gives."""
     positions = int(model.backbone.config.max_position_embeddings)
     table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
-    if getattr(table, "padding_idx", None) is not None:
-        positions -= table.padding_idx + 1  # RoBERTa and its kin count from there
+    padding_idx = getattr(table, "padding_idx", None)
+    if padding_idx is not None:
+        positions -= padding_idx + 1  # RoBERTa and its kin count from there
     return min(positions, tokenizer.model_max_length)

@@ -47,9 +47,9 @@ class TrainConfig:
         ValueError: a field has a value outside of its range.
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     head_learning_rate: float | None = None
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 32
     warmup_ratio: float = 0.06
     scheduler: str = "linear"

@@ -10,8 +10,9 @@ import time
 
 import pytest
 import torch
-from ptv2 import PromptConfig, PromptModel
 from safetensors.torch import load_file, save_file
+
+from ptv2 import PromptConfig, PromptModel
 
 CONFIG = PromptConfig(
     task="sequence-classification", labels=("a", "b"), prompt_length=4, init_std=1.0
@@ -122,7 +123,8 @@ def test_kill_at_any_moment(tmp_path):
         config = PromptConfig(task="feature-extraction", prompt_length=64)
         for number in itertools.count():
             tensors = {"key_value": torch.full((6, 2, 4, 64, 8), float(number))}
-            asset = Asset("x", config, {"name_or_path": str(number), "model_type": "bert"}, tensors, {})
+            backbone = {"name_or_path": str(number), "model_type": "bert"}
+            asset = Asset("x", config, backbone, tensors, {})
             write_asset(sys.argv[1], asset)
             print(number, flush=True)
         """
@@ -221,7 +223,7 @@ def test_another_backbone(model, backbone, tmp_path):
     other = backbone()
     with torch.no_grad():
         other.encoder.layer[1].output.dense.weight[0, 0] += 0.1
-    with pytest.raises(ValueError, match="was trained on the backbone .* differ from"):
+    with pytest.raises(ValueError, match=r"was trained on the backbone .* differ from"):
         PromptModel(other).load_task(tmp_path)
 
 

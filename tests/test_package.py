@@ -15,6 +15,16 @@ import ptv2
 
 ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = {
+    "ptv2": [
+        "MixedTaskOutput",
+        "Predictor",
+        "PromptConfig",
+        "PromptModel",
+        "TaskModel",
+        "UnknownTaskError",
+        "__version__",
+        "prefix_attention",
+    ],
     "ptv2_kernels": ["prefix_attention"],
 }
 

@@ -15,4 +15,4 @@ def test_python_example():
         [sys.executable, "-c", example], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == expected
-    assert len(example.strip().splitlines()) <= 16
+    assert len(example.strip().splitlines()) <= 18
