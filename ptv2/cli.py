@@ -7,12 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import transformers
 import typer
 from datasets import Dataset
 from transformers import set_seed
 
 from .assets import read_asset
 from .config import PromptConfig
+from .demo import run as run_demo
 from .model import PromptModel
 from .predictor import Predictor
 from .report import print_fields, print_scores, scores_of, size_kb
@@ -271,9 +273,8 @@ def demo(
     output: Annotated[Path | None, option("Keep the two runs in this directory.")] = None,
 ) -> None:
     """Train two prompts on one encoder and answer both tasks in one forward (3 minutes)."""
-    from .demo import run
-
-    run(output)
+    transformers.logging.set_verbosity_error()  # it reports the encoder's unused pooler
+    run_demo(output)
 
 
 def columns_of(kind: str, **columns: str | None) -> dict[str, str | None]:

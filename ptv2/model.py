@@ -206,7 +206,7 @@ class PromptModel(nn.Module):
         for name in names:
             self._config(name)
         encoded = self._encode(inputs, names, tasks, output_hidden_states)
-        heads = {name: head for name in names if (head := self._head(name)) is not None}
+        heads = {name: cast(Head, self.heads[name]) for name in names if name in self.heads}
         return MixedTaskOutput.of_rows(tasks, heads, encoded, inputs.get("attention_mask"), labels)
 
     def _encode(

@@ -204,6 +204,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
         max_grad_norm=config.max_grad_norm,
+        use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         seed=config.seed,

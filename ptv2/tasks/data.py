@@ -33,7 +33,8 @@ def load_data(source: str | Path, split: str = "train") -> Dataset:
     rows = list(read(path))
     if not rows:
         raise ValueError(f"data file {path}: expected at least one example, got an empty file")
-    columns = {column: [row.get(column) for row in rows] for row in rows for column in row}
+    names = dict.fromkeys(column for row in rows for column in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
     try:
         return Dataset.from_dict(columns)
     except (TypeError, ValueError) as error:
