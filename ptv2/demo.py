@@ -19,7 +19,7 @@ from .training import TrainConfig, train
 
 DATA = Path(__file__).parent / "data" / "snips"
 KINDS = {"intent": "sequence-classification", "slots": "token-classification"}
-EPOCHS = {"intent": 3, "slots": 8}
+EPOCHS = {"intent": 3, "slots": 6}
 REQUESTS = (
     "play some jazz by miles davis on spotify",
     "will it rain in paris tomorrow morning",
