@@ -283,7 +283,7 @@ def launch_backward(
     delta = torch.empty_like(lse)
     needs_query, needs_key, needs_value, needs_prefix_key, needs_prefix_value = needs
 
-    tiles = select_tiles(head_dim, query.dtype)
+    tiles = select_tiles(head_dim, query.dtype, seed is not None)
     rows, own, pool = (
         [matrix_argument(x) for x in group]
         for group in ((grad_out, query), (key, value), (prefix_key, prefix_value))

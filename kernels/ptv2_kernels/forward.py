@@ -115,7 +115,7 @@ def launch_forward(
     lse = query.new_empty(batch, heads, length, dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    tile = select_tiles(head_dim, query.dtype).forward
+    tile = select_tiles(head_dim, query.dtype, seed is not None).forward
     with torch.cuda.device_of(query):
         _forward_kernel[(triton.cdiv(length, tile.block_m) * batch * heads,)](
             *(matrix_argument(x) for x in (query, key, value, prefix_key, prefix_value)),

@@ -272,6 +272,7 @@ def mask_argument(key_mask: Tensor | None) -> Tensor | None:
 
 def dot_precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies fp32: in TF32 only if torch may, else as three TF32 products."""
-    if dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32:
+    # allow_tf32 would say the same, but raises for who sets the newer fp32_precision.
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32":
         return "tf32x3"
     return "tf32"

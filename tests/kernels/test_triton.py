@@ -129,13 +129,14 @@ def test_matches_reference(case, device):
 )
 @pytest.mark.parametrize("pool_dtype", [None, torch.float32])
 def test_half_precision(dtype, pool_dtype, device):
-    inputs = make_inputs(length=37, prompts=(20,), masked=True, dtype=dtype, device=device)
+    length = 137 if ON_GPU else 37
+    inputs = make_inputs(length=length, prompts=(20,), masked=True, dtype=dtype, device=device)
     for name in GRADIENTS[3:]:
         inputs[name] = inputs[name].to(pool_dtype or dtype)
     grads = gradients_of_outputs(inputs)
-    actual = run(inputs, *grads)
+    actual = run(inputs, *grads, p=0.1)
     assert [x.dtype for x in actual[2:]] == [inputs[name].dtype for name in GRADIENTS]
-    assert_close(actual, run_exact(inputs, *grads), LIMITS[dtype])
+    assert_close(actual, run_exact(inputs, *grads, p=0.1), LIMITS[dtype])
 
 
 def test_any_strides(device):
