@@ -121,6 +121,18 @@ def read_asset(directory: str | os.PathLike[str]) -> Asset:
         ValueError: it is corrupt, or of another format version.
     """
     directory = Path(directory)
+    before = storage.read(directory, CONFIG)
+    while True:
+        try:
+            return _read_asset(directory)
+        except (FileNotFoundError, ValueError):
+            now = storage.read(directory, CONFIG)
+            if now == before:
+                raise
+            before = now  # another process has saved meanwhile
+
+
+def _read_asset(directory: Path) -> Asset:
     place = directory / CONFIG
     try:
         description = json.loads(storage.read(directory, CONFIG))

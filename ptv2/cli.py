@@ -17,7 +17,7 @@ from .config import PromptConfig
 from .demo import run as run_demo
 from .model import PromptModel
 from .predictor import Predictor
-from .report import print_fields, print_scores, scores_of, size_kb
+from .report import print_fields, print_scores, scores_of
 from .tasks import TASKS, load_data, make_task
 from .training import METRICS, TrainConfig, evaluate, write_json, write_text
 from .training import train as train_task
@@ -57,11 +57,11 @@ Backbone = Annotated[str | None, option("Directory or name of the encoder, if no
 MaxLength = Annotated[
     int | None, option("Longest input in tokens, if less than the encoder allows.")
 ]
-TextColumn = Annotated[str, option("Column with the text.")]
+TextColumn = Annotated[str | None, option("Column with the text, if not text.")]
 TextPairColumn = Annotated[str | None, option("Column with the second text of a pair.")]
-LabelColumn = Annotated[str, option("Column with the label.")]
-TokensColumn = Annotated[str, option("Column with the words.")]
-TagsColumn = Annotated[str, option("Column with the words' tags.")]
+LabelColumn = Annotated[str | None, option("Column with the label, if not label.")]
+TokensColumn = Annotated[str | None, option("Column with the words, if not tokens.")]
+TagsColumn = Annotated[str | None, option("Column with the words' tags, if not tags.")]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 
 
@@ -76,11 +76,11 @@ def train(
     name: Annotated[str | None, option("Name of the task, if not that of the directory.")] = None,
     train_split: Annotated[str, option("Split of a named dataset.")] = "train",
     validation_split: Annotated[str, option("Split of a named dataset.")] = "validation",
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = "label",
-    tokens_column: TokensColumn = "tokens",
-    tags_column: TagsColumn = "tags",
+    label_column: LabelColumn = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -157,11 +157,11 @@ def evaluate_prompt(
     data: Annotated[str, option(DATA)],
     split: Annotated[str, option("Split of a named dataset.")] = "test",
     backbone: Backbone = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = "label",
-    tokens_column: TokensColumn = "tokens",
-    tags_column: TagsColumn = "tags",
+    label_column: LabelColumn = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
@@ -196,9 +196,9 @@ def predict(
     data: Annotated[str | None, option("File or dataset, instead of --text.")] = None,
     split: Annotated[str, option("Split of a named dataset.")] = "test",
     backbone: Backbone = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
-    tokens_column: TokensColumn = "tokens",
+    tokens_column: TokensColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
@@ -214,7 +214,9 @@ def predict(
     if text:
         fields = {"text": text, "tokens": text} | ({"text_pair": text_pair} if text_pair else {})
         examples = Dataset.from_dict(fields)
-        text_column, tokens_column = "text", "tokens"
+        given = (text_column, tokens_column, text_pair_column)
+        if any(column is not None for column in given):
+            raise ValueError("text_column: columns are of --data, expected none with --text")
         text_pair_column = "text_pair" if text_pair else None
     else:
         assert data is not None
@@ -235,7 +237,11 @@ def predict(
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
     rows = [(name, features[name][i]) for i in range(len(examples)) for name in names]
     answers = iter(predictor.answer(readers, rows))
-    inputs = {"text": text_column, "text_pair": text_pair_column, "tokens": tokens_column}
+    inputs = {
+        "text": text_column or "text",
+        "text_pair": text_pair_column,
+        "tokens": tokens_column or "tokens",
+    }
     lines = []
     for example in examples:
         line = {key: example[column] for key, column in inputs.items() if column in example}
@@ -259,7 +265,7 @@ def info(prompt: Annotated[Path, typer.Argument(help="Directory of a saved promp
         "prompt": f"{length} keys and values, {layers} layers, {heads} heads of size {head_dim}",
         "trained as": f"{asset.config.parametrization}, {asset.config.injection}",
         "parameters": f"{asset.tensors['key_value'].numel():,} prompt, {head:,} head",
-        "size": f"{size_kb(prompt):,.0f} kB",
+        "size": f"{4 * (asset.tensors['key_value'].numel() + head) / 1000:,.0f} kB",
     }
     if (prompt / METRICS).is_file():
         best = json.loads((prompt / METRICS).read_text(encoding="utf-8"))["best"]
@@ -277,12 +283,14 @@ def demo(
     run_demo(output)
 
 
-def columns_of(kind: str, **columns: str | None) -> dict[str, str | None]:
-    """The columns that a kind of task reads; a pair column for one that reads none is an error."""
+def columns_of(kind: str, **columns: str | None) -> dict[str, str]:
+    """The columns that were given; one that the kind of task does not read is an error."""
     known = {field.name for field in fields(TASKS[kind])} if kind in TASKS else set(columns)
-    if columns.get("text_pair_column") is not None and "text_pair_column" not in known:
-        raise ValueError(f"text_pair_column: {kind} reads no pairs, expected none")
-    return {name: column for name, column in columns.items() if name in known}
+    given = {name: column for name, column in columns.items() if column is not None}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name}: {kind} reads no such column, expected none")
+    return given
 
 
 def layer_numbers(text: str) -> tuple[int, ...]:
@@ -300,12 +308,21 @@ def load_prompts(
     if not source:
         raise ValueError(f"backbone: {directories[0]} names none, expected --backbone")
     model = PromptModel.from_pretrained(source)
-    names = [model.load_task(directory) for directory in directories]
+    names = [read_asset(directory).name for directory in directories]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"prompt: {directories[place]} is another task named {name!r}")
+    for directory in directories:
+        model.load_task(directory)
     return Predictor(model, max_length=max_length), names
 
 
 def refuse_overwriting(output: Path | None, overwrite: bool) -> None:
-    if output is not None and output.exists() and not overwrite:
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"output: the folder {output.parent} does not exist")
+    if output.exists() and not overwrite:
         raise FileExistsError(f"output: {output} exists; choose another or give --overwrite")
 
 

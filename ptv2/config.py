@@ -57,6 +57,8 @@ class PromptConfig:
     mlp_hidden_size: int = 512
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str):
+            raise ValueError(f"labels: expected a tuple of names, got the text {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
@@ -73,12 +75,16 @@ class PromptConfig:
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels: expected distinct names, got {self.labels}")
         if self.layers is not None and (
-            sorted(set(self.layers)) != list(self.layers) or min(self.layers, default=0) < 0
+            not all(type(layer) is int and layer >= 0 for layer in self.layers)
+            or sorted(set(self.layers)) != list(self.layers)
         ):
             raise ValueError(f"layers: expected ascending layer numbers, got {self.layers}")
-        _at_least("prompt_length", self.prompt_length, 0)
-        _at_least("mlp_hidden_size", self.mlp_hidden_size, 1)
-        _at_least("init_std", self.init_std, 0)
+        for name, minimum in (("prompt_length", 0), ("mlp_hidden_size", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < minimum:
+                raise ValueError(f"{name}: expected an int of at least {minimum}, got {value!r}")
+        if not 0 <= self.init_std < float("inf"):
+            raise ValueError(f"init_std: expected a finite number >= 0, got {self.init_std}")
         for name in ("prompt_dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a value in [0, 1), got {getattr(self, name)}")
@@ -123,8 +129,3 @@ def check_task_name(name: str) -> None:
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(name: str, value: float, minimum: int) -> None:
-    if not value >= minimum or value == float("inf"):
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")

@@ -40,7 +40,7 @@ class BackboneIdentity:
         Args:
             what: what was made for the other backbone, for the message.
         """
-        config, theirs = self._backbone[0].config, other.get("fingerprint", {})
+        config, theirs = self._backbone[0].config, other.get("fingerprint") or {}
         common = [dtype for dtype in self._dtypes() if dtype in theirs]
         if common and theirs[common[0]] == self._fingerprint(common[0]):
             return

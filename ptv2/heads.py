@@ -49,6 +49,10 @@ class Head(nn.Module):
                 (rows, length) with -100 where a token has none; start and end (rows, 2) for
                 question answering.
         """
+        if self.pools and labels.numel() != len(logits):
+            raise ValueError(
+                f"labels: expected {len(logits)}, one an example, got {tuple(labels.shape)}"
+            )
         match self.config.task:
             case "question-answering":
                 # a position beyond the text is one the truncation has cut off

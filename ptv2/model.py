@@ -22,6 +22,9 @@ from .outputs import MixedTaskOutput, task_output
 from .prompts import Prompt, pool_prompts
 from .task_model import TaskModel, leave_out_backbone, require_nonreentrant_checkpointing
 
+_WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+"""What says where a pretrained model lies, for its configuration as for its weights."""
+
 
 class UnknownTaskError(KeyError, ValueError):
     """A task that the model does not have."""
@@ -56,13 +59,14 @@ class PromptModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.tasks: dict[str, PromptConfig] = {}
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
-        self._identity = BackboneIdentity(self.backbone)
+        self.identity = BackboneIdentity(self.backbone)
         leave_out_backbone(self)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
         """Load a backbone as `transformers.AutoModel` does; kwargs go to its from_pretrained."""
-        config = AutoConfig.from_pretrained(name_or_path)
+        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+        config = AutoConfig.from_pretrained(name_or_path, **where)
         family_of(config.model_type)
         model_class = MODEL_MAPPING[type(config)]
         if "add_pooling_layer" in inspect.signature(model_class).parameters:  # type: ignore[arg-type]
@@ -183,7 +187,7 @@ class PromptModel(nn.Module):
         config, choices = self.tasks[name], None
         if config.task == "multiple-choice":
             for argument, value in inputs.items():
-                if value.dim() < 3:
+                if value.dim() < (4 if argument == "inputs_embeds" else 3):
                     shape = tuple(value.shape)
                     raise ValueError(f"{argument}: expected (rows, choices, length), got {shape}")
             choices = next(iter(inputs.values())).shape[1]
@@ -270,7 +274,7 @@ class PromptModel(nn.Module):
             FileExistsError: the path is a file or holds something else.
         """
         prompt, head = self._prompt(name), self._head(name)
-        identity = self._identity.describe()
+        identity = self.identity.describe()
         write_asset(directory, Asset.of_task(name, identity, self.key_value(name), prompt, head))
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
@@ -291,7 +295,7 @@ class PromptModel(nn.Module):
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
-        self._identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
+        self.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
         self._install(name, *asset.build(self.geometry))
         return name
 

@@ -109,8 +109,9 @@ class Predictor:
             padding_side="right",
             return_tensors="pt",
         )
-        self.model.eval()
-        output = self.model(**inputs.to(self.model.device), task=names)
+        training = self.model.training
+        output = self.model.eval()(**inputs.to(self.model.device), task=names)
+        self.model.train(training)
         return [logits.cpu() for logits in output.logits]
 
 

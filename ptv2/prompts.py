@@ -41,7 +41,9 @@ class Prompt(nn.Module):
             self.embedding = nn.Parameter(torch.randn(shape) * config.init_std)
             return
         width = config.mlp_hidden_size
-        outputs = torch.Size(shape).numel() // max(config.prompt_length, 1)
+        outputs = len(self.layers) * 2 * geometry.heads * geometry.head_dim
+        if config.injection == "hidden-state":
+            outputs = len(self.layers) * geometry.hidden_size
         last = nn.Linear(width, outputs)
         nn.init.normal_(last.weight, std=config.init_std / width**0.5)
         nn.init.zeros_(last.bias)
@@ -68,9 +70,9 @@ class Prompt(nn.Module):
         layers, two, heads, _, head_dim = self.key_value_shape
         prompt: Tensor
         if self.config.injection == "hidden-state":
-            prompt = flat.unflatten(1, (layers, -1)).transpose(0, 1)
+            prompt = flat.view(len(flat), layers, heads * head_dim).transpose(0, 1)
         else:
-            prompt = flat.unflatten(1, (layers, two, heads, head_dim)).permute(1, 2, 3, 0, 4)
+            prompt = flat.view(-1, layers, two, heads, head_dim).permute(1, 2, 3, 0, 4)
         return prompt
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SCORES = ("accuracy", "macro_f1", "precision", "recall", "f1")
@@ -22,7 +23,7 @@ def print_scores(rows: Mapping[str, Mapping[str, Any]]) -> None:
     for score in next(iter(shown.values())):
         table.add_column(score, justify="right")
     for name, scores in shown.items():
-        table.add_row(name, *scores.values())
+        table.add_row(escape(name), *scores.values())
     Console().print(table)
 
 
@@ -30,7 +31,7 @@ def print_fields(fields: Mapping[str, str]) -> None:
     """A table of names and values."""
     table = Table(show_header=False)
     for name, value in fields.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)
 
 

@@ -8,10 +8,11 @@ wherever a save was killed it sees the old files or the new ones, whole.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-_COMMITTED = ".committed"
+_COMMITTED, _STAGED = ".committed", ".staged-"
 
 
 def commit(directory: Path, files: Mapping[str, bytes]) -> None:
@@ -23,7 +24,10 @@ def commit(directory: Path, files: Mapping[str, bytes]) -> None:
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"directory: expected a folder, got the file {directory}")
     directory.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=directory))
+    for left_over in directory.glob(f"{_STAGED}*"):  # by a save that was killed
+        if time.time() - left_over.stat().st_mtime > 3600:
+            shutil.rmtree(left_over, ignore_errors=True)
+    staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=directory))
     try:
         for name, data in files.items():
             with (staged / name).open("wb") as file:

@@ -32,6 +32,17 @@ class TaskModel(nn.Module):
         self._model = (model,)  # in a tuple: a module here would register the other tasks too
         leave_out_backbone(self)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "TaskModel":
+        """Move or cast the whole model: its other tasks stay beside the backbone."""
+        self._model[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _replicate_for_data_parallel(self) -> "TaskModel":
+        raise NotImplementedError(
+            "torch.nn.DataParallel: replicas would share one prompt; start one process a GPU "
+            "with torchrun"
+        )
+
     @property
     def config(self) -> PreTrainedConfig:
         """The backbone's configuration, which the Trainer reads."""
@@ -109,7 +120,7 @@ def require_nonreentrant_checkpointing(backbone: PreTrainedModel) -> None:
 def leave_out_backbone(module: nn.Module) -> None:
     """Keep the frozen backbone out of a module's state_dict, and do not miss it on loading."""
     module.register_state_dict_post_hook(_drop_backbone)
-    module.register_load_state_dict_post_hook(_forgive_backbone)
+    module.register_load_state_dict_pre_hook(_add_backbone)
 
 
 def _drop_backbone(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
@@ -117,6 +128,7 @@ def _drop_backbone(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -
         del state[key]
 
 
-def _forgive_backbone(_: nn.Module, incompatible: Any) -> None:
-    missing = incompatible.missing_keys
-    missing[:] = [key for key in missing if not key.startswith("backbone.")]
+def _add_backbone(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    backbone = module.get_submodule("backbone")
+    for key, weight in backbone.state_dict(prefix=f"{prefix}backbone.").items():
+        state.setdefault(key, weight)

@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction, SchedulerType, Trainer, TrainingArguments
 
+from .assets import CARD, is_asset
 from .model import PromptModel
 from .predictor import Predictor
 from .tasks import Task
@@ -107,9 +108,10 @@ def train(
     features = [task.prepare(part) for part in data]
     run = {
         "name": name,
+        "backbone": model.identity.describe(),
+        "task": task.settings(),
         "prompt": model.tasks[name].to_dict(),
         "train": asdict(config),
-        "max_length": task.max_length,
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }
     checkpoints = output_dir / CHECKPOINTS
@@ -140,6 +142,9 @@ def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bo
         if not overwrite:
             hint = "resume it or overwrite it" if started.is_file() else "overwrite it"
             raise FileExistsError(f"output: {output_dir} is not empty; choose another, or {hint}")
+        for name, ours in ((CHECKPOINTS, started.is_file()), (CARD, is_asset(output_dir))):
+            if (output_dir / name).exists() and not ours:
+                raise FileExistsError(f"output: {output_dir} has a {name} that is not of a run")
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
     started.parent.mkdir(parents=True)
     write_json(started, run)
@@ -224,7 +229,11 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
 
 def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; the head may have a learning rate of its own, and biases do not decay."""
-    rates = {False: config.learning_rate, True: config.head_learning_rate or config.learning_rate}
+    of_head = config.head_learning_rate
+    rates = {
+        False: config.learning_rate,
+        True: config.learning_rate if of_head is None else of_head,
+    }
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

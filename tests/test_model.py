@@ -319,3 +319,32 @@ def test_config_round_trips():
     assert PromptConfig.from_dict(CLASSIFY.to_dict()) == CLASSIFY
     with pytest.raises(ValueError, match="unknown fields"):
         PromptConfig.from_dict(CLASSIFY.to_dict() | {"new": 1})
+
+
+def test_moving_a_task_moves_the_others(model):
+    model.for_task("tag").to(torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_data_parallel_is_refused(model):
+    with pytest.raises(NotImplementedError, match="torchrun"):
+        model.for_task("tag")._replicate_for_data_parallel()
+
+
+def test_a_compiled_task_loads_its_own_state(model):
+    compiled = torch.compile(model.for_task("tag"), backend="eager")
+    compiled.load_state_dict(compiled.state_dict())
+
+
+def test_labels_must_fit_the_rows(model, batch):
+    with pytest.raises(ValueError, match=r"labels: expected 4, one an example, got \(1, 3\)"):
+        model(**batch, task="regress", labels=torch.ones(1, 3))
+
+
+def test_ambiguous_config_values():
+    with pytest.raises(ValueError, match="labels: expected a tuple"):
+        PromptConfig(task="sequence-classification", labels="score")
+    with pytest.raises(ValueError, match="layers: expected ascending"):
+        PromptConfig(task="feature-extraction", layers=(0.5,))
+    with pytest.raises(ValueError, match="prompt_length: expected an int"):
+        PromptConfig(task="feature-extraction", prompt_length=2.5)

@@ -196,7 +196,7 @@ def _by_prompt(
         prefix_keep = own_keep = None
         if seed is not None:
             threshold = round(options.dropout_p * 65536)
-            scale = 65536 / (65536 - threshold)
+            scale = 65536 / max(65536 - threshold, 1)
             keep = partial(_keep, seed, threshold, members, heads, length)
             prefix_keep = keep(0, end - start).to(precision).mul_(scale)
             own_keep = keep(OWN_COLUMN_OFFSET, length).to(precision).mul_(scale)

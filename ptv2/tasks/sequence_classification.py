@@ -35,7 +35,10 @@ class SequenceClassification(Task):
         for part in parts:
             check_columns(part, label_column=self.label_column)
         values = [value for part in parts for value in part[self.label_column]]
-        return replace(self, labels=label_names(values, parts[0].features[self.label_column]))
+        labels = label_names(values, parts[0].features[self.label_column])
+        if len(labels) < 2:
+            raise ValueError(f"label_column: expected at least two labels, got {labels}")
+        return replace(self, labels=labels)
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
         columns = {"text_column": self.text_column}
@@ -71,7 +74,12 @@ class SequenceClassification(Task):
         return logits.argmax(-1)
 
     def decode(self, logits: Tensor, feature: dict[str, Any]) -> dict[str, Any]:
-        """One row of logits, (num_labels,) -> its "label" and that one's probability, "score"."""
+        """One row of logits, (num_labels,) -> its "label" and that one's probability, "score".
+
+        A regression, which has one label, gives its "value".
+        """
+        if len(self.labels) == 1:
+            return {"value": round(float(logits[0]), 4)}
         probability, label = torch.softmax(logits.float(), -1).max(-1)
         return {"label": self.labels[int(label)], "score": round(float(probability), 4)}
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from datasets import Dataset
@@ -33,6 +33,12 @@ class Task(ABC):
     """The name in `PromptConfig.task`."""
     best_metric: ClassVar[str]
     """The score that says which epoch was best; more is better."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the task does beside its tokenizer, as JSON holds it."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        del own["tokenizer"]
+        return own | {"labels": list(self.labels)}
 
     @abstractmethod
     def fit_labels(self, *parts: Dataset) -> Self:
