@@ -278,7 +278,7 @@ def info(prompt: Annotated[Path, typer.Argument(help="Directory of a saved promp
 def demo(
     output: Annotated[Path | None, option("Keep the two runs in this directory.")] = None,
 ) -> None:
-    """Train two prompts on one encoder and answer both tasks in one forward (3 minutes)."""
+    """Train two prompts on one encoder and answer both tasks in one forward (a few minutes)."""
     transformers.logging.set_verbosity_error()  # it reports the encoder's unused pooler
     run_demo(output)
 
