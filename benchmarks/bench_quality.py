@@ -166,8 +166,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     runs = json.loads(args.output.read_text()) if args.output.exists() else []
-    done = {(r["task"], r["method"], r["seed"]) for r in runs}
+    done = {(r["task"], r["method"], r["seed"]): r for r in runs}
     wanted = [(t, m, seed) for seed in args.seeds for t in args.tasks for m in args.methods]
+    for key in done.keys() & set(wanted):
+        stored = (done[key]["prompt"] or {}) | done[key]["train"]
+        for name, value in args.set.items():
+            if stored.get(name, value) != value:
+                parser.error(f"--set: {args.output} has {key} with {name} = {stored[name]!r}")
     for name, method, seed in wanted:
         if (name, method, seed) in done:
             continue
