@@ -1,6 +1,6 @@
 """P-Tuning v2 for encoder models: deep prompts as a separate block of keys and values."""
 
-from ptv2_kernels import prefix_attention
+from ptv2_kernels import prefix_attention, prefix_attention_varlen
 
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
@@ -19,4 +19,5 @@ __all__ = [
     "UnknownTaskError",
     "__version__",
     "prefix_attention",
+    "prefix_attention_varlen",
 ]

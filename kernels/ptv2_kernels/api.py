@@ -1,17 +1,20 @@
-"""The public function: validation, autocast, the dropout seed, the choice of implementation."""
+"""The public functions: autocast, the dropout seed, and one operator for both layouts."""
 
-import math
-import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import ops as ops
+from .arguments import Inputs
+from .validation import (
+    choose_implementation,
+    validate_options,
+    validate_packed,
+    validate_padded,
+)
 
 Impl = Literal["auto", "triton", "native", "reference"]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def prefix_attention(
@@ -66,31 +69,76 @@ def prefix_attention(
         NotImplementedError: the implementation does not exist here or cannot take the inputs.
     """
     query, key, value = _autocast(query, key, value)
-    chosen = _choose(impl, query)
-    _validate_tensors(
-        query, key, value, prefix_key, prefix_value, prompt_ids, prompt_bounds, key_mask
+    inputs = Inputs(
+        *(query, key, value, prefix_key, prefix_value),
+        *(prompt_ids, prompt_bounds, key_mask, None, None),
     )
-    _validate_options(dropout_p, scale, window)
-    seed = None
-    if dropout_p > 0:
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=query.device)
-    out, lse = torch.ops.ptv2.prefix_attention(
-        query,
-        key,
-        value,
-        prefix_key,
-        prefix_value,
-        prompt_ids,
-        prompt_bounds,
-        key_mask,
-        seed,
-        dropout_p,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        causal,
-        window,
-        chosen,
-    )
+    chosen = choose_implementation(impl, query)
+    validate_padded(inputs)
+    out, lse = _attend(inputs, dropout_p, scale, causal, window, query.shape[2], chosen)
     return (out, lse) if return_lse else out
+
+
+def prefix_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int | None = None,
+    *,
+    prompt_ids: Tensor | None = None,
+    prompt_bounds: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    return_lse: bool = False,
+    impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`prefix_attention` for sequences of different lengths, packed one after another.
+
+    Args:
+        query, key, value: ``(tokens, heads, head_dim)``, any strides with a last one of 1.
+        prefix_key, prefix_value: the pool, ``(prefix_tokens, heads, head_dim)``.
+        cu_seqlens: ``(sequences + 1,)`` int32; sequence ``s`` has the tokens ``[cu_seqlens[s],
+            cu_seqlens[s + 1])``, which may be none. It rises from 0 to the number of tokens; values
+            are checked on the CPU only.
+        max_seqlen: no sequence is longer. It only helps to choose kernels; a GPU never waits to
+            find it out. One that is too small is an error on the CPU, and on a GPU makes gradients
+            NaN.
+        prompt_ids: ``(sequences,)``.
+        key_mask: ``(tokens,)`` bool.
+        prompt_bounds, dropout_p, scale, causal, window, impl: as in `prefix_attention`; the rows,
+            columns and dropout masks of a sequence do not depend on where it lies.
+        return_lse: also return the log-sum-exp, ``(heads, tokens)``.
+
+    Returns:
+        ``(tokens, heads, head_dim)``, contiguous.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device or value.
+        NotImplementedError: the implementation does not exist here or cannot take the inputs.
+    """
+    query, key, value = _autocast(query, key, value)
+    inputs = Inputs(
+        *(query, key, value, prefix_key, prefix_value),
+        *(prompt_ids, prompt_bounds, key_mask, cu_seqlens, None),
+    )
+    chosen = choose_implementation(impl, query)
+    validate_packed(inputs, max_seqlen)
+    entry = inputs._replace(
+        query=query.transpose(0, 1)[None],
+        key=key.transpose(0, 1)[None],
+        value=value.transpose(0, 1)[None],
+        key_mask=None if key_mask is None else key_mask[None],
+    )
+    max_length = query.shape[0] if max_seqlen is None else max_seqlen
+    out, lse = _attend(entry, dropout_p, scale, causal, window, max_length, chosen)
+    out = out[0].transpose(0, 1)
+    return (out, lse[0]) if return_lse else out
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -101,138 +149,22 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _choose(impl: Impl, query: Tensor) -> str:
-    match impl:
-        case "auto":
-            return "triton" if query.is_cuda else "reference"
-        case "reference":
-            return impl
-        case "triton":
-            if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-                raise NotImplementedError(
-                    "impl: 'triton' needs CUDA tensors (or TRITON_INTERPRET=1 before triton is "
-                    f"imported), got tensors on {query.device}"
-                )
-            if query.dtype not in _DTYPES or not 1 <= query.shape[-1] <= 128:
-                raise NotImplementedError(
-                    "query: impl 'triton' takes float16, bfloat16 or float32 and a head_dim up to "
-                    f"128, got {query.dtype} and head_dim {query.shape[-1]}"
-                )
-            return impl
-        case "native":
-            raise NotImplementedError("impl: 'native' is not part of this build")
-    raise ValueError(f"impl: expected 'auto', 'triton', 'native' or 'reference', got {impl!r}")
-
-
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
-
-
-def _validate_tensors(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prompt_ids: Tensor | None,
-    prompt_bounds: Tensor | None,
-    key_mask: Tensor | None,
-) -> None:
-    _require(query.dim() == 4, "query", "(batch, heads, length, head_dim)", tuple(query.shape))
-    _require(query.dtype in (*_DTYPES, torch.float64), "query", "a floating dtype", query.dtype)
-    batch, heads, length, head_dim = query.shape
-    for name, x in (("key", key), ("value", value)):
-        _require(
-            x.shape == query.shape, name, f"query's shape {tuple(query.shape)}", tuple(x.shape)
-        )
-        _require(x.dtype == query.dtype, name, f"query's dtype {query.dtype}", x.dtype)
-    for name, x in (("prefix_key", prefix_key), ("prefix_value", prefix_value)):
-        _require(
-            x.dim() == 3 and x.shape[1:] == (heads, head_dim),
-            name,
-            f"(prefix_tokens, {heads}, {head_dim})",
-            tuple(x.shape),
-        )
-        _require(
-            x.dtype in (query.dtype, torch.float32),
-            name,
-            f"query's dtype {query.dtype} or torch.float32",
-            x.dtype,
-        )
-    tokens = prefix_key.shape[0]
-    _require(
-        prefix_value.shape == prefix_key.shape and prefix_value.dtype == prefix_key.dtype,
-        "prefix_value",
-        f"prefix_key's shape and dtype {tuple(prefix_key.shape)} {prefix_key.dtype}",
-        f"{tuple(prefix_value.shape)} {prefix_value.dtype}",
+def _attend(
+    inputs: Inputs,
+    dropout_p: float,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+    max_length: int,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    validate_options(dropout_p, scale, window)
+    query = inputs.query
+    if dropout_p > 0:
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=query.device)
+        inputs = inputs._replace(seed=seed)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = torch.ops.ptv2.prefix_attention(
+        *inputs, dropout_p, scale, causal, window, max_length, impl
     )
-    floating = dict(
-        query=query, key=key, value=value, prefix_key=prefix_key, prefix_value=prefix_value
-    )
-    for name, x in floating.items():
-        _require(
-            x.stride(-1) == 1 or x.shape[-1] == 1 or x.numel() == 0,
-            name,
-            "a last stride of 1",
-            x.stride(),
-        )
-    if prompt_ids is not None:
-        _require(
-            prompt_ids.shape == (batch,) and prompt_ids.dtype in (torch.int32, torch.int64),
-            "prompt_ids",
-            f"({batch},) int32 or int64",
-            f"{tuple(prompt_ids.shape)} {prompt_ids.dtype}",
-        )
-    if prompt_bounds is not None:
-        _require(
-            prompt_bounds.dim() == 2
-            and prompt_bounds.shape[1] == 2
-            and prompt_bounds.shape[0] > 0
-            and prompt_bounds.dtype == torch.int32,
-            "prompt_bounds",
-            "(prompts, 2) int32 with at least one prompt",
-            f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
-        )
-    if key_mask is not None:
-        _require(
-            key_mask.shape == (batch, length) and key_mask.dtype == torch.bool,
-            "key_mask",
-            f"({batch}, {length}) bool",
-            f"{tuple(key_mask.shape)} {key_mask.dtype}",
-        )
-    optional = dict(prompt_ids=prompt_ids, prompt_bounds=prompt_bounds, key_mask=key_mask)
-    for name, y in (floating | optional).items():
-        if y is not None:
-            _require(y.device == query.device, name, f"query's device {query.device}", y.device)
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():
-        _validate_prompts(prompt_ids, prompt_bounds, tokens)
-
-
-def _validate_prompts(
-    prompt_ids: Tensor | None, prompt_bounds: Tensor | None, tokens: int
-) -> None:
-    """Check values, which only the CPU can do without waiting."""
-    prompts = 1 if prompt_bounds is None else len(prompt_bounds)
-    if prompt_bounds is not None:
-        start, end = prompt_bounds.unbind(1)
-        _require(
-            bool(((start >= 0) & (start <= end) & (end <= tokens)).all()),
-            "prompt_bounds",
-            f"0 <= start <= end <= {tokens} (the pool's rows)",
-            prompt_bounds.tolist(),
-        )
-    if prompt_ids is not None and len(prompt_ids):
-        low, high = (int(x) for x in prompt_ids.aminmax())
-        _require(
-            low >= -1 and high < prompts,
-            "prompt_ids",
-            f"values from -1 to {prompts - 1}",
-            f"{low} to {high}",
-        )
-
-
-def _validate_options(dropout_p: float, scale: float | None, window: int | None) -> None:
-    _require(0 <= dropout_p < 1, "dropout_p", "a value in [0, 1)", dropout_p)
-    _require(scale is None or math.isfinite(scale), "scale", "a finite number or None", scale)
-    _require(window is None or window >= 0, "window", "an int >= 0 or None", window)
+    return out, lse

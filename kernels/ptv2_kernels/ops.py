@@ -1,7 +1,7 @@
 """The registered operators ``ptv2::prefix_attention`` and its backward.
 
-One operator serves every implementation; ``impl`` picks it inside the launch, where its module is
-imported. Nothing here needs triton.
+One operator serves every layout and implementation; ``impl`` picks the latter inside the launch,
+where its module is imported. Nothing here needs triton.
 """
 
 from typing import Any
@@ -9,25 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value, "
-    "Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, Tensor? seed"
+from .arguments import Inputs, Needs, Options
+
+# As in Inputs and Options, and in their order; what the backward may lack is optional there.
+_OPTIONAL = (
+    "Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, Tensor? cu_seqlens, Tensor? seed"
 )
-_OPTIONS = "float dropout_p, float scale, bool causal, int? window, str impl"
+_OPTIONS = "float dropout_p, float scale, bool causal, int? window, SymInt max_length, str impl"
+_INPUTS = len(Inputs._fields)
 
 torch.library.define(
-    "ptv2::prefix_attention", f"({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor lse)"
+    "ptv2::prefix_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor prefix_key, Tensor prefix_value, "
+    f"{_OPTIONAL}, {_OPTIONS}) -> (Tensor out, Tensor lse)",
 )
 torch.library.define(
     "ptv2::prefix_attention_backward",
-    f"(Tensor grad_out, Tensor? grad_lse, {_INPUTS}, Tensor out, Tensor lse, bool[5] needs, "
-    f"{_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad_out, Tensor? grad_lse, "
+    "Tensor query, Tensor? key, Tensor? value, Tensor? prefix_key, Tensor? prefix_value, "
+    f"{_OPTIONAL}, Tensor? out, Tensor lse, bool[5] needs, {_OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("ptv2::prefix_attention", "default")
 def _forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *inputs, impl = args
+    inputs = Inputs(query, *args[: _INPUTS - 1])
+    *options, impl = args[_INPUTS - 1 :]
     match impl:
         case "triton":
             from .forward import launch_forward as launch
@@ -36,12 +44,13 @@ def _forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         case _:
             raise NotImplementedError(f"impl: expected 'triton' or 'reference', got {impl!r}")
     with torch.autocast(query.device.type, enabled=False):
-        return launch(query, *inputs)
+        return launch(inputs, Options(*options))
 
 
 @torch.library.impl("ptv2::prefix_attention_backward", "default")
-def _backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *inputs, impl = args
+def _backward(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    inputs = Inputs(*args[:_INPUTS])
+    out, lse, needs, *options, impl = args[_INPUTS:]
     match impl:
         case "triton":
             from .backward import launch_backward as launch
@@ -50,44 +59,58 @@ def _backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
         case _:
             raise NotImplementedError(f"impl: expected 'triton' or 'reference', got {impl!r}")
     with torch.autocast(grad_out.device.type, enabled=False):
-        return launch(grad_out, *inputs)
+        grads = launch(grad_out, grad_lse, inputs, out, lse, Needs(*needs), Options(*options))
+    return tuple(grad_out.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @torch.library.register_fake("ptv2::prefix_attention")
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     batch, heads, length, head_dim = query.shape
-    precision = torch.float64 if query.dtype == torch.float64 else torch.float32
+    precision = torch.promote_types(query.dtype, torch.float32)
     out = query.new_empty(batch, length, heads, head_dim).transpose(1, 2)
     return out, query.new_empty(batch, heads, length, dtype=precision)
 
 
 @torch.library.register_fake("ptv2::prefix_attention_backward")
 def _backward_fake(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    inputs, needs = args[:5], args[11]
-    return tuple(
-        torch.empty_like(x) if need else x.new_empty(0)
-        for x, need in zip(inputs, needs, strict=True)
+    query, pool, needs = args[0], args[3], args[_INPUTS + 2]
+    return (
+        *(torch.empty_like(query) if need else query.new_empty(0) for need in needs[:3]),
+        *(pool.new_empty(pool.shape) if need else query.new_empty(0) for need in needs[3:]),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:9], *output)
-    ctx.options = inputs[9:]
+    """Save what the needed gradients depend on, and nothing else."""
+    needs = Needs(*ctx.needs_input_grad[:5])
+    query, key, value, prefix_key, prefix_value, *optional = inputs[:_INPUTS]
+    out, lse = output
+    ctx.save_for_backward(
+        query,
+        key if needs.own else None,
+        value if needs.query or needs.key else None,
+        prefix_key if needs.query or needs.prefix else None,
+        prefix_value if needs.query or needs.prefix_key else None,
+        *optional,
+        out if needs.delta else None,
+        lse,
+    )
+    ctx.options = inputs[_INPUTS:]
     ctx.set_materialize_grads(False)
 
 
 def _autograd_backward(
     ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    *tensors, out, lse = ctx.saved_tensors
+    saved = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:5])
     if grad_out is None:
-        grad_out = torch.zeros_like(out)
+        grad_out = torch.zeros_like(saved[0])
     grads = torch.ops.ptv2.prefix_attention_backward(
-        grad_out, grad_lse, *tensors, out, lse, needs, *ctx.options
+        grad_out, grad_lse, *saved, needs, *ctx.options
     )
     wanted = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return (*wanted, *[None] * 9)
+    return (*wanted, *[None] * (_INPUTS - 5 + len(ctx.options)))
 
 
 torch.library.register_autograd(

@@ -13,32 +13,40 @@ probabilities from the log-sum-exp (Dao et al. 2022, arXiv:2205.14135).
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-OWN_COLUMN_OFFSET = 2**20
-"""Dropout column of a sequence's first own key; the prompt's columns start at 0."""
+from .arguments import Inputs, Needs, Options
+from .philox import OWN_COLUMN_OFFSET, keep_mask
 
-PHILOX_ROUNDS = 7
-_WORD = 0xFFFFFFFF
+@dataclass(frozen=True)
+class Place:
+    """Where some sequences of one length lie in a (batch, heads, length, ...) tensor."""
 
+    entries: Tensor | slice  # padded: of the batch
+    tokens: Tensor | None  # packed: (rows, length)
 
-class Options(NamedTuple):
-    """What is the same for every sequence of a call."""
+    def take(self, x: Tensor) -> Tensor:
+        """(rows, heads, length, ...)."""
+        return x[self.entries] if self.tokens is None else x[0][:, self.tokens].transpose(0, 1)
 
-    dropout_p: float
-    scale: float
-    causal: bool
-    window: int | None
+    def put(self, x: Tensor, rows: Tensor) -> None:
+        """Write (rows, heads, length, ...) into x."""
+        if self.tokens is None:
+            x[self.entries] = rows
+        else:
+            x[0][:, self.tokens] = rows.transpose(0, 1)
 
 
 class Rows(NamedTuple):
-    """The sequences that share one prompt, in computation precision."""
+    """The sequences of one length that share one prompt, in computation precision."""
 
-    places: Tensor | slice  # their places in the batch
+    place: Place
     start: int  # the prompt's rows of the pool: [start, end)
     end: int
     query: Tensor  # (rows, heads, length, head_dim)
@@ -51,29 +59,14 @@ class Rows(NamedTuple):
     own_keep: Tensor | None  # (rows, heads, length, length)
 
 
-def reference_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prompt_ids: Tensor | None,
-    prompt_bounds: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    scale: float,
-    causal: bool,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
+def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim) and lse (batch, heads, length)."""
+    query, scale = inputs.query, options.scale
     batch, heads, length, head_dim = query.shape
     precision = _precision(query)
     out = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
     lse = query.new_full((batch, heads, length), float("-inf"), dtype=precision)
-    options = Options(dropout_p, scale, causal, window)
-    inputs = (query, key, value, prefix_key, prefix_value)
-    for rows in _by_prompt(*inputs, prompt_ids, prompt_bounds, key_mask, seed, options):
+    for rows in _by_prompt(inputs, options):
         prefix_scores, own_scores = _prefix_scores(rows, scale), _own_scores(rows, scale)
         row_max = own_scores.amax(-1)
         if rows.end > rows.start:
@@ -82,137 +75,146 @@ def reference_forward(
         prefix_weights = prefix_scores.sub_(row_max).exp_()
         own_weights = own_scores.sub_(row_max).exp_()
         row_sum = prefix_weights.sum(-1, keepdim=True) + own_weights.sum(-1, keepdim=True)
-        lse[rows.places] = (row_max + row_sum.log()).squeeze(-1)
+        rows.place.put(lse, (row_max + row_sum.log()).squeeze(-1))
         unnormalised = _times_prompt(_dropped(prefix_weights, rows.prefix_keep), rows.prefix_value)
         unnormalised += _dropped(own_weights, rows.own_keep) @ rows.value
         seen = row_sum > 0
         result = torch.where(seen, unnormalised / row_sum.masked_fill(~seen, 1), 0)
-        out[rows.places] = result.to(query.dtype)
+        rows.place.put(out, result.to(query.dtype))
     return out, lse
 
 
 def reference_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prompt_ids: Tensor | None,
-    prompt_bounds: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
+    inputs: Inputs,
     out: Tensor,
     lse: Tensor,
-    needs: list[bool],
-    dropout_p: float,
-    scale: float,
-    causal: bool,
-    window: int | None,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of query, key, value, prefix_key, prefix_value; empty if not needed.
+    needs: Needs,
+    options: Options,
+) -> list[Tensor | None]:
+    """Return the gradients of query, key, value, prefix_key, prefix_value; None if not needed.
 
     With P = exp(S - lse), keep mask M (0 or 1 / keep rate) and delta = rowsum(dO * O) - dlse::
 
         dV = (P * M)^T dO      dS = P * (M * (dO V^T) - delta)
         dQ = scale dS K        dK = scale dS^T Q        (the same for the prompt, summed over rows)
     """
-    inputs = (query, key, value, prefix_key, prefix_value)
-    precision = _precision(query)
+    precision, scale = _precision(inputs.query), options.scale
+    shapes = [inputs.query] * 3 + [inputs.prefix_key] * 2
     grads = [
-        torch.zeros_like(x, dtype=precision) if need else x.new_empty(0)
-        for x, need in zip(inputs, needs, strict=True)
+        torch.zeros_like(x, dtype=precision) if need else None
+        for x, need in zip(shapes, needs, strict=True)
     ]
-    need_query, need_key, need_value, need_prefix_key, need_prefix_value = needs
-    options = Options(dropout_p, scale, causal, window)
-    if key_mask is not None:
-        grad_out = _finite_where_masked(grad_out, key_mask)
-    for rows in _by_prompt(*inputs, prompt_ids, prompt_bounds, key_mask, seed, options):
-        d_out = grad_out[rows.places].to(precision)
-        delta = (d_out * out[rows.places].to(precision)).sum(-1, keepdim=True)
+    query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad = grads
+    if inputs.key_mask is not None:
+        grad_out = _finite_where_masked(grad_out, inputs.key_mask)
+    for rows in _by_prompt(inputs, options):
+        d_out = rows.place.take(grad_out).to(precision)
+        delta = torch.zeros((), dtype=precision, device=d_out.device)
+        if needs.delta:
+            delta = (d_out * rows.place.take(out).to(precision)).sum(-1, keepdim=True)
         if grad_lse is not None:
-            delta -= grad_lse[rows.places].unsqueeze(-1)
-        row_lse = lse[rows.places].unsqueeze(-1)
+            delta = delta - rows.place.take(grad_lse).unsqueeze(-1)
+        row_lse = rows.place.take(lse).unsqueeze(-1)
         row_lse = row_lse.masked_fill(row_lse == float("-inf"), float("inf"))
-        pool_rows = slice(rows.start, rows.end)
-        if need_query or need_prefix_key or need_prefix_value:
+        d_query = torch.zeros_like(rows.query)
+        if needs.query or needs.prefix:
             p = _prefix_scores(rows, scale).sub_(row_lse).exp_()
-            if need_prefix_value:
-                grads[4][pool_rows] += _summed_over_rows(_dropped(p, rows.prefix_keep), d_out)
-            dp = _times_prompt(d_out, rows.prefix_value.transpose(-1, -2))
-            ds = p.mul_(_dropped(dp, rows.prefix_keep).sub_(delta)).mul_(scale)
-            if need_prefix_key:
-                grads[3][pool_rows] += _summed_over_rows(ds, rows.query)
-            if need_query:
-                grads[0][rows.places] += _times_prompt(ds, rows.prefix_key)
-        if need_query or need_key or need_value:
+            if prefix_value_grad is not None:
+                share = _summed_over_rows(_dropped(p, rows.prefix_keep), d_out)
+                prefix_value_grad[rows.start : rows.end] += share
+            if needs.query or needs.prefix_key:
+                dp = _times_prompt(d_out, rows.prefix_value.transpose(-1, -2))
+                ds = p.mul_(_dropped(dp, rows.prefix_keep).sub_(delta)).mul_(scale)
+                if prefix_key_grad is not None:
+                    prefix_key_grad[rows.start : rows.end] += _summed_over_rows(ds, rows.query)
+                if needs.query:
+                    d_query += _times_prompt(ds, rows.prefix_key)
+        if needs.own:
             p = _own_scores(rows, scale).sub_(row_lse).exp_()
-            if need_value:
-                grads[2][rows.places] = _dropped(p, rows.own_keep).transpose(-1, -2) @ d_out
-            dp = d_out @ rows.value.transpose(-1, -2)
-            ds = p.mul_(_dropped(dp, rows.own_keep).sub_(delta)).mul_(scale)
-            if need_key:
-                grads[1][rows.places] = ds.transpose(-1, -2) @ rows.query
-            if need_query:
-                grads[0][rows.places] += ds @ rows.key
-    if key_mask is not None and need_query:
-        grads[0].masked_fill_(~(key_mask[:, None, :, None] | query.isfinite()), 0)
-    return tuple(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+            if value_grad is not None:
+                d_value = _dropped(p, rows.own_keep).transpose(-1, -2) @ d_out
+                rows.place.put(value_grad, d_value)
+            if needs.query or needs.key:
+                dp = d_out @ rows.value.transpose(-1, -2)
+                ds = p.mul_(_dropped(dp, rows.own_keep).sub_(delta)).mul_(scale)
+                if key_grad is not None:
+                    rows.place.put(key_grad, ds.transpose(-1, -2) @ rows.query)
+                if needs.query:
+                    d_query += ds @ rows.key
+        if query_grad is not None:
+            rows.place.put(query_grad, d_query)
+    if inputs.key_mask is not None and query_grad is not None:
+        seen = inputs.key_mask[:, None, :, None] | inputs.query.isfinite()
+        query_grad.masked_fill_(~seen, 0)
+    return [
+        None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, shapes, strict=True)
+    ]
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.promote_types(x.dtype, torch.float32)
 
 
-def _by_prompt(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    prompt_ids: Tensor | None,
-    prompt_bounds: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    options: Options,
-) -> Iterator[Rows]:
-    """Yield the batch group by group, prompts in ascending order of their id."""
-    batch, heads, length, _ = query.shape
-    if batch == 0 or length == 0:
-        return
-    precision = _precision(query)
-    ids = [0] * batch if prompt_ids is None else prompt_ids.tolist()
-    bounds = [[0, len(prefix_key)]] if prompt_bounds is None else prompt_bounds.tolist()
+def _by_prompt(inputs: Inputs, options: Options) -> Iterator[Rows]:
+    """Yield the sequences group by group, prompts in ascending order of their id."""
+    query, key, value, prefix_key, prefix_value, _, prompt_bounds, key_mask, _, seed = inputs
+    precision, device = _precision(query), query.device
     if key_mask is not None:
         query = _finite_where_masked(query, key_mask)
         hidden = ~key_mask[:, None, :, None]
-        key, value = key.masked_fill(hidden, 0), value.masked_fill(hidden, 0)
-    for prompt in sorted(set(ids)):
-        start, end = (0, 0) if prompt < 0 else bounds[prompt]
-        members = [row for row, row_id in enumerate(ids) if row_id == prompt]
-        whole = len(members) == batch
-        index = slice(None) if whole else torch.tensor(members, device=query.device)
+        key, value = (x if x is None else x.masked_fill(hidden, 0) for x in (key, value))
+    pool_rows = 0 if prefix_key is None else len(prefix_key)
+    bounds = [[0, pool_rows]] if prompt_bounds is None else prompt_bounds.tolist()
+    for (prompt, length), members in sorted(_groups(inputs).items()):
+        start, end = (0, 0) if prompt < 0 or prefix_key is None else bounds[prompt]
+        place = _place(inputs, members, length)
         prefix_keep = own_keep = None
         if seed is not None:
             threshold = round(options.dropout_p * 65536)
-            scale = 65536 / max(65536 - threshold, 1)
-            keep = partial(_keep, seed, threshold, members, heads, length)
-            prefix_keep = keep(0, end - start).to(precision).mul_(scale)
-            own_keep = keep(OWN_COLUMN_OFFSET, length).to(precision).mul_(scale)
+            keep_scale = 65536 / max(65536 - threshold, 1)
+            keep = partial(keep_mask, seed, threshold, members, query.shape[1], length)
+            prefix_keep = keep(0, end - start).to(precision).mul_(keep_scale)
+            own_keep = keep(OWN_COLUMN_OFFSET, length).to(precision).mul_(keep_scale)
         yield Rows(
-            index,
+            place,
             start,
             end,
-            query[index].to(precision),
-            key[index].to(precision),
-            value[index].to(precision),
-            prefix_key[start:end].transpose(0, 1).to(precision),
-            prefix_value[start:end].transpose(0, 1).to(precision),
-            _visible(key_mask, index, length, options, query.device),
+            *(x if x is None else place.take(x).to(precision) for x in (query, key, value)),
+            *(
+                x if x is None else x[start:end].transpose(0, 1).to(precision)
+                for x in (prefix_key, prefix_value)
+            ),
+            _visible(key_mask, place, length, options, device),
             prefix_keep,
             own_keep,
         )
+
+
+def _groups(inputs: Inputs) -> dict[tuple[int, int], list[int]]:
+    """The sequences of each (prompt, length), without those that are empty."""
+    count, cu_seqlens = inputs.sequences, inputs.cu_seqlens
+    ids = [0] * count if inputs.prompt_ids is None else inputs.prompt_ids.tolist()
+    lengths = [inputs.query.shape[2]] * count
+    if cu_seqlens is not None:
+        lengths = [end - start for start, end in pairwise(cu_seqlens.tolist())]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for sequence, group in enumerate(zip(ids, lengths, strict=True)):
+        if group[1] > 0:
+            groups.setdefault(group, []).append(sequence)
+    return groups
+
+
+def _place(inputs: Inputs, members: list[int], length: int) -> Place:
+    """Where the members are, all of one length."""
+    device = inputs.query.device
+    if inputs.cu_seqlens is not None:
+        starts = inputs.cu_seqlens[torch.tensor(members, device=device)]
+        return Place(slice(None), starts[:, None] + torch.arange(length, device=device))
+    if len(members) == inputs.sequences:
+        return Place(slice(None), None)
+    return Place(torch.tensor(members, device=device), None)
 
 
 def _finite_where_masked(x: Tensor, key_mask: Tensor) -> Tensor:
@@ -221,17 +223,13 @@ def _finite_where_masked(x: Tensor, key_mask: Tensor) -> Tensor:
 
 
 def _visible(
-    key_mask: Tensor | None,
-    index: Tensor | slice,
-    length: int,
-    options: Options,
-    device: torch.device,
+    key_mask: Tensor | None, place: Place, length: int, options: Options, device: torch.device
 ) -> Tensor | None:
     """Which own columns each row sees; broadcasts to (rows, heads, length, length)."""
-    visible = None if key_mask is None else key_mask[index][:, None, None, :]
+    visible = None if key_mask is None else place.take(key_mask[:, None])[:, :, None, :]
     if options.causal or options.window is not None:
-        place = torch.arange(length, device=device)
-        distance = place[:, None] - place  # row - column
+        position = torch.arange(length, device=device)
+        distance = position[:, None] - position  # row - column
         near = distance.abs() <= (length if options.window is None else options.window)
         near = near & (distance >= 0) if options.causal else near
         visible = near if visible is None else visible & near
@@ -267,44 +265,3 @@ def _summed_over_rows(left: Tensor, right: Tensor) -> Tensor:
 
 def _dropped(probabilities: Tensor, keep: Tensor | None) -> Tensor:
     return probabilities if keep is None else probabilities * keep
-
-
-def _keep(
-    seed: Tensor,
-    threshold: int,
-    rows: list[int],
-    heads: int,
-    length: int,
-    first_column: int,
-    columns: int,
-) -> Tensor:
-    """Dropout's keep mask, (rows, heads, length, columns) bool.
-
-    One Philox call (Salmon et al. 2011, 7 rounds) with counter (column // 8, row, head, sequence)
-    decides eight columns, 16 bits each; a column is kept if its bits reach the threshold p * 2^16.
-    """
-    device = seed.device
-    key = int(seed)
-    keys = (key & _WORD, (key >> 32) & _WORD)
-    groups = (columns + 7) // 8
-    counters = (
-        torch.arange(first_column // 8, first_column // 8 + groups, device=device),
-        torch.arange(length, device=device)[:, None],
-        torch.arange(heads, device=device)[:, None, None],
-        torch.tensor(rows, device=device)[:, None, None, None],
-    )
-    words = torch.stack(torch.broadcast_tensors(*_philox(counters, keys)), -1)
-    bits = torch.stack((words & 0xFFFF, words >> 16), -1).flatten(-3)[..., :columns]
-    return bits >= threshold
-
-
-def _philox(counters: tuple[Tensor, ...], keys: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox4x32 on int64 tensors that hold 32-bit words."""
-    c0, c1, c2, c3 = counters
-    k0, k1 = keys
-    for _ in range(PHILOX_ROUNDS):
-        even, odd = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1 = (odd >> 32) & _WORD ^ c1 ^ k0, odd & _WORD
-        c2, c3 = (even >> 32) & _WORD ^ c3 ^ k1, even & _WORD
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return c0, c1, c2, c3

@@ -1,5 +1,6 @@
 """Inputs, the textbook form and the error measure that tests and benchmarks share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,12 @@ def make_inputs(
             for x in (query, key, value):
                 x.masked_fill_(~inputs["key_mask"][:, None, :, None], float("nan"))
     return inputs
+
+
+def pack(x: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(batch, heads, length, ...) -> (tokens, heads, ...): the first rows of each sequence."""
+    rows = [entry[:, :length].transpose(0, 1) for entry, length in zip(x, lengths, strict=True)]
+    return torch.cat(rows)
 
 
 def textbook_attention(

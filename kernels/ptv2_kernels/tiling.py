@@ -1,9 +1,18 @@
-"""Which tile each kernel runs with: conservative defaults that depend on no sequence length."""
+"""Which tile each kernel runs with: data in `tiles/*.json`, one file per GPU or architecture.
 
+A choice depends on the head size, the size of the dtype and whether there is dropout, on no length:
+so a new length compiles nothing. A file named after a GPU was measured on it; `sm_80.json` and its
+like hold what compiles for every GPU of an architecture without spilling registers.
+"""
+
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -37,6 +46,13 @@ class Tiles:
     query_grad: Tile
     key_value_grad: Tile
     prefix_grad: Tile
+    short_grad: Tile | None  # of the one kernel for sequences of at most block_m rows, if it pays
+
+    def short_grad_for(self, max_length: int) -> Tile | None:
+        """The tile of the kernel for short sequences, if these are short enough."""
+        if self.short_grad is None or max_length > self.short_grad.block_m:
+            return None
+        return self.short_grad
 
 
 _override: ContextVar[Tiles | None] = ContextVar("tiles", default=None)
@@ -57,36 +73,40 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-# By size of the dtype and padded head_dim: what compiles for sm_80, sm_90 and sm_100 with dropout
-# and a mask, does not spill (float32 at 128: hardly), and shares at most 99 KiB of memory.
-_LARGE = Tile(64, 64, 32, num_warps=4, num_stages=2)
-_LARGE_8 = Tile(64, 64, 32, num_warps=8, num_stages=2)
-_SHORT = Tile(32, 64, 32, num_warps=4, num_stages=2)
-_NARROW = Tile(64, 32, 32, num_warps=4, num_stages=2)
-_SMALL = Tile(32, 32, 32, num_warps=4, num_stages=2)
-_SMALL_8 = Tile(32, 32, 32, num_warps=8, num_stages=2)
-_FLAT = Tile(16, 32, 32, num_warps=4, num_stages=2)
-_TINY = Tile(16, 16, 16, num_warps=4, num_stages=1)
-_TINY_8 = Tile(16, 16, 16, num_warps=8, num_stages=1)
-_TILES = {
-    (2, 16): Tiles(_LARGE, _LARGE, _LARGE, _LARGE_8),
-    (2, 32): Tiles(_LARGE, _LARGE, _LARGE, _LARGE_8),
-    (2, 64): Tiles(_LARGE, _NARROW, _SHORT, _LARGE_8),
-    (2, 128): Tiles(_LARGE, _NARROW, _SMALL, _SMALL_8),
-    (4, 16): Tiles(_SMALL, _FLAT, _TINY, _TINY),
-    (4, 32): Tiles(_SMALL, _FLAT, _TINY, _TINY),
-    (4, 64): Tiles(_SMALL, _TINY, _TINY, _TINY_8),
-    (4, 128): Tiles(_FLAT, _TINY_8, _TINY_8, _TINY_8),
-}
-
-
-def select_tiles(head_dim: int, dtype: torch.dtype, dropout: bool) -> Tiles:
-    """The tiles for a head size and the queries' dtype, with or without dropout."""
+def select_tiles(
+    head_dim: int, dtype: torch.dtype, dropout: bool, device: torch.device
+) -> Tiles:
+    """The tiles for a head size and the queries' dtype, with or without dropout, on a device."""
     tiles = _override.get()
     if tiles is not None:
         return tiles
-    key = dtype.itemsize, padded_head_dim(head_dim)
-    tiles = _TILES[key]
-    if dropout and key == (2, 64):
-        return replace(tiles, forward=_NARROW)  # the larger tile would spill on sm_80
-    return tiles
+    return read_tiles(_tile_file(device), tile_key(head_dim, dtype, dropout))
+
+
+def tile_key(head_dim: int, dtype: torch.dtype, dropout: bool) -> str:
+    """What a file's tiles are listed under; the interpreter's float64 counts as float32."""
+    bits = 16 if dtype.itemsize == 2 else 32
+    return f"{bits}-bit, head {padded_head_dim(head_dim)}" + (", dropout" if dropout else "")
+
+
+@cache
+def read_tiles(name: str, key: str) -> Tiles:
+    """The tiles of a file under one key."""
+    entry = json.loads((files(__package__) / "tiles" / f"{name}.json").read_text())["tiles"][key]
+    return Tiles(**{kernel: None if x is None else Tile(**x) for kernel, x in entry.items()})
+
+
+def device_slug(device_name: str) -> str:
+    """A GPU's name as its file has it: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
+
+
+@cache
+def _tile_file(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "sm_80"  # the interpreter's
+    name = device_slug(torch.cuda.get_device_name(device))
+    if (files(__package__) / "tiles" / f"{name}.json").is_file():
+        return name
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")

@@ -15,8 +15,9 @@ def arguments(dropout_p=0.0, seed=None, requires_grad=False):
     """Positional arguments of torch.ops.ptv2.prefix_attention."""
     inputs = make_inputs(**MIXED)
     leaves = [inputs[name].requires_grad_(requires_grad) for name in GRADIENTS]
-    optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], seed]
-    return (*leaves, *optional, dropout_p, 0.25, False, None, "reference")
+    optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], None, seed]
+    length = inputs["query"].shape[2]
+    return (*leaves, *optional, dropout_p, 0.25, False, None, length, "reference")
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -32,22 +33,9 @@ def test_opcheck_backward():
     args = arguments()
     out, lse = torch.ops.ptv2.prefix_attention(*args)
     needs = [True, False, True, True, False]
-    *inputs, dropout_p, scale, causal, window, impl = args
     torch.library.opcheck(
         torch.ops.ptv2.prefix_attention_backward.default,
-        (
-            torch.ones_like(out),
-            None,
-            *inputs,
-            out,
-            lse,
-            needs,
-            dropout_p,
-            scale,
-            causal,
-            window,
-            impl,
-        ),
+        (torch.ones_like(out), None, *args[:10], out, lse, needs, *args[10:]),
     )
 
 

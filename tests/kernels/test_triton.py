@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import ptv2_kernels  # registers the operator
+from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
 from ptv2_kernels.reference import reference_backward, reference_forward
@@ -20,7 +22,7 @@ LIMITS = {
     torch.float16: 2e-3,
     torch.bfloat16: 2e-2,
 }
-ALL = [True] * 5
+ALL = Needs(*[True] * 5)
 SEED = -(2**40) - 12345
 
 CASES = {
@@ -40,6 +42,8 @@ CASES = {
     "head-96": ({"batch": 2, "head_dim": 96, "length": 20, "masked": True}, {}),
     "head-128": ({"batch": 2, "head_dim": 128, "heads": 1}, {}),
     "dropout": ({"length": 33, "masked": True, "prompts": (5, 7, 9), "mixed": True}, {"p": 0.2}),
+    "short-causal": ({"length": 40, "heads": 1, "masked": True}, {"causal": True}),
+    "short-window": ({"length": 40, "heads": 1, "prompts": (0,)}, {"window": 6}),
     "dropout-causal": ({"batch": 2, "heads": 1, "length": 70}, {"p": 0.5, "causal": True}),
 }
 
@@ -59,34 +63,30 @@ def poisoned(function):
     return allocate
 
 
-def tensors(inputs):
-    optional = (inputs.get(name) for name in ("prompt_ids", "prompt_bounds", "key_mask"))
-    return [*(inputs[name] for name in GRADIENTS), *optional]
-
-
 def exact(x):
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
-def run(inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False, window=None, needs=ALL):
-    """out, lse and the five gradients of the kernels."""
+def run(
+    inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False, window=None, needs=ALL,
+    max_length=None, exactly=False,
+):  # fmt: skip
+    """out, lse and the five gradients of the kernels; exactly: of the reference, in float64."""
+    forward, backward = launch_forward, launch_backward
+    if exactly:
+        inputs = {name: exact(x) for name, x in inputs.items()}
+        grad_out, grad_lse = exact(grad_out), exact(grad_lse)
+        forward, backward = reference_forward, reference_backward
     seed = torch.tensor([SEED], device=grad_out.device) if p else None
-    options = (p, scale or inputs["query"].shape[-1] ** -0.5, causal, window)
-    out, lse = launch_forward(*tensors(inputs), seed, *options)
-    grads = launch_backward(grad_out, grad_lse, *tensors(inputs), seed, out, lse, needs, *options)
-    return out, lse, *grads
+    arguments = Inputs(**dict.fromkeys(Inputs._fields) | inputs | {"seed": seed})
+    length, head_dim = inputs["query"].shape[2:]
+    options = Options(p, scale or head_dim**-0.5, causal, window, max_length or length)
+    out, lse = forward(arguments, options)
+    return out, lse, *backward(grad_out, grad_lse, arguments, out, lse, needs, options)
 
 
-def run_exact(inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False, window=None):
-    """The same from the reference, in float64."""
-    seed = torch.tensor([SEED], device=grad_out.device) if p else None
-    inputs = {name: exact(x) for name, x in inputs.items()}
-    options = (p, scale or inputs["query"].shape[-1] ** -0.5, causal, window)
-    out, lse = reference_forward(*tensors(inputs), seed, *options)
-    grads = reference_backward(
-        exact(grad_out), exact(grad_lse), *tensors(inputs), seed, out, lse, ALL, *options
-    )
-    return out, lse, *grads
+def run_exact(*args, **kwargs):
+    return run(*args, **kwargs, exactly=True)
 
 
 def gradients_of_outputs(inputs):
@@ -110,8 +110,24 @@ def assert_close(actual, expected, limit):
         assert relative_l2(x[finite], y[finite]) <= limit, name
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_matches_reference(case, device):
+@pytest.fixture(params=["long", "short"])
+def path(request):
+    """Both backwards: by blocks, and in one kernel for sequences of at most 64 rows."""
+    if request.param == "long":
+        yield
+    else:
+        tile = Tile(64, 32, 32, num_warps=4, num_stages=1)
+        with override_tiles(Tiles(tile, tile, tile, tile, tile)):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [(case, "long") for case in CASES]
+    + [(case, "short") for case in CASES if CASES[case][0].get("length", 7) <= 64],
+    indirect=["path"],
+)
+def test_matches_reference(case, path, device):
     kwargs, options = CASES[case]
     inputs = make_inputs(**kwargs, poisoned=True, device=device)
     grads = gradients_of_outputs(inputs)
@@ -174,13 +190,13 @@ def test_dropout_is_the_same_in_any_tile(device):
     tiles = [Tile(16, 64, 16, 4, 1), Tile(64, 16, 64, 4, 1), Tile(32, 32, 32, 4, 2)]
     results = []
     for forward, other in pairwise([*tiles, tiles[0]]):
-        with override_tiles(Tiles(forward, other, forward, other)):
+        with override_tiles(Tiles(forward, other, forward, other, None)):
             results.append(run(inputs, *grads, p=0.4))
     for result in results[1:]:
         assert_close(result, results[0], LIMITS[torch.float32])
 
 
-def test_same_bits_in_every_run(device):
+def test_same_bits_in_every_run(path, device):
     inputs = make_inputs(batch=8, heads=1, length=18, device=device)
     grads = gradients_of_outputs(inputs)
     first, second = (run(inputs, *grads, p=0.1) for _ in range(2))
@@ -200,14 +216,13 @@ def test_independent_of_the_rest_of_the_batch(device):
 
 
 @pytest.mark.parametrize("needed", range(5))
-def test_only_needed_gradients(needed, device):
+def test_only_needed_gradients(needed, path, device):
     inputs = make_inputs(heads=1, device=device)
     grads = gradients_of_outputs(inputs)
     every = run(inputs, *grads)[2:]
-    one = run(inputs, *grads, needs=[i == needed for i in range(5)])[2:]
-    for i, (x, name) in enumerate(zip(one, GRADIENTS, strict=True)):
-        assert x.dtype == inputs[name].dtype
-        assert torch.equal(x, every[i]) if i == needed else x.numel() == 0
+    one = run(inputs, *grads, needs=Needs(*(i == needed for i in range(5))))[2:]
+    for i, x in enumerate(one):
+        assert torch.equal(x, every[i]) if i == needed else x is None
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"length": 0}])
@@ -218,3 +233,20 @@ def test_empty(empty, device):
     assert lse.shape == out.shape[:3]
     for grad, name in zip(grads, GRADIENTS, strict=True):
         assert torch.equal(grad, torch.zeros_like(inputs[name]))
+
+
+@pytest.mark.skipif(ON_GPU, reason="float64 runs in the interpreter alone")
+@pytest.mark.parametrize(("path", "packed"), [("long", True), ("short", False)], indirect=["path"])
+def test_gradcheck(path, packed):
+    inputs = make_inputs(batch=2, heads=1, length=3, head_dim=2, prompts=(2,), dtype=torch.float64)
+    leaves = [inputs[name].requires_grad_() for name in GRADIENTS]
+    cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32) if packed else None
+
+    def attend(query, key, value, *pool):
+        own = (x[:1] if packed else x for x in (query, key, value))
+        optional = (None, None, None, cu_seqlens, torch.tensor([SEED]))
+        return torch.ops.ptv2.prefix_attention(
+            *own, *pool, *optional, 0.4, 0.7, False, None, 3, "triton"
+        )
+
+    assert torch.autograd.gradcheck(attend, leaves)

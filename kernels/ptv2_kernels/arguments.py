@@ -1,0 +1,79 @@
+"""What one call of the operation gets, as the operator hands it to an implementation."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Inputs(NamedTuple):
+    """The tensors, in one of two layouts that share their shapes.
+
+    Padded: a batch entry is a sequence. Packed: ``batch`` is 1, ``length`` counts the tokens of all
+    sequences, and ``cu_seqlens`` (sequences + 1,) int32 says where each begins and the last ends.
+    The backward gets None for a key or value that no needed gradient depends on.
+    """
+
+    query: Tensor  # (batch, heads, length, head_dim)
+    key: Tensor
+    value: Tensor
+    prefix_key: Tensor  # (pool_rows, heads, head_dim)
+    prefix_value: Tensor
+    prompt_ids: Tensor | None  # (sequences,)
+    prompt_bounds: Tensor | None  # (prompts, 2)
+    key_mask: Tensor | None  # (batch, length)
+    cu_seqlens: Tensor | None
+    seed: Tensor | None  # (1,) int64; None: no dropout
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences attend."""
+        return len(self.query if self.cu_seqlens is None else self.cu_seqlens[1:])
+
+
+class Options(NamedTuple):
+    """What is the same for every sequence of a call."""
+
+    dropout_p: float
+    scale: float
+    causal: bool
+    window: int | None
+    max_length: int  # no sequence is longer
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    query: bool
+    key: bool
+    value: bool
+    prefix_key: bool
+    prefix_value: bool
+
+    @property
+    def own(self) -> bool:
+        """Whether the gradient of anything but the prompt is asked for."""
+        return self.query or self.key or self.value
+
+    @property
+    def prefix(self) -> bool:
+        """Whether a gradient of the prompt is asked for."""
+        return self.prefix_key or self.prefix_value
+
+    @property
+    def delta(self) -> bool:
+        """Whether a gradient of scores is among them, which takes delta."""
+        return self.query or self.key or self.prefix_key
+
+    def without_prefix(self) -> "Needs":
+        """The same for the sequence's own tensors alone."""
+        return self._replace(prefix_key=False, prefix_value=False)
+
+
+class RowState(NamedTuple):
+    """What the backward has of every row, beside the query."""
+
+    grad_out: Tensor  # (batch, heads, length, head_dim)
+    grad_lse: Tensor | None  # (batch, heads, length)
+    out: Tensor | None  # None if no delta is asked for
+    lse: Tensor
+    delta: Tensor | None  # rowsum(grad_out * out) - grad_lse

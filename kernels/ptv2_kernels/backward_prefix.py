@@ -1,0 +1,166 @@
+"""The gradient of the prompts alone: summed over the batch inside the kernel, in fp32.
+
+A program owns some rows of the pool, one head and a share of the sequences, and walks the sequences
+that use a prompt with such a row; how many they are, and how many prompts, is known to the device
+alone. The shares' partial sums are added at the end, so the order of all sums is fixed.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import Needs, RowState
+from .dropout import drop, dropout_keep_unaligned
+from .launch import Launch
+from .primitives import (
+    LN_2,
+    load_delta,
+    load_lse,
+    load_rows,
+    load_tile,
+    locate_sequence,
+    prompt_rows,
+    recompute_weights,
+    score_gradient,
+    store_tile,
+    visibility_bias,
+)
+from .tiling import Tile
+
+
+@triton.jit(
+    do_not_specialize=[
+        "sequences", "heads", "length", "pool_rows", "prompt_count", "splits", "score_scale",
+    ]
+)  # fmt: skip
+def _prefix_grad_kernel(
+    grad_out, query, prefix_key, prefix_value, cu_seqlens_ptr, sequences, heads, length,
+    prompt_bounds_ptr, pool_rows, prompt_count, members_ptr, member_starts_ptr,
+    key_mask_ptr, dropout, lse_ptr, delta_ptr, partial_key, partial_value, splits, score_scale,
+    NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradients of BLOCK_P pool rows, one head, over a share of the sequences.
+
+    It takes every splits-th of each prompt's members. Prompts may overlap and leave gaps.
+    """
+    layout = (cu_seqlens_ptr, sequences, heads, length)
+    prompts = (None, prompt_bounds_ptr, pool_rows)
+    blocks = tl.cdiv(pool_rows, BLOCK_P)
+    program = tl.program_id(0)
+    first = program % blocks * BLOCK_P
+    split = (program // blocks // heads).to(tl.int64)
+    head = (program // blocks % heads).to(tl.int64)
+    positions = first + tl.arange(0, BLOCK_P)
+    inside = positions < pool_rows
+    pool_place = (split, head, 0)
+    dtype = query[0].dtype.element_ty
+    k = load_tile(prefix_key, pool_place, positions, inside, HEAD_DIM, BLOCK_D).to(dtype)
+    if NEEDS_KEY:
+        v = load_tile(prefix_value, pool_place, positions, inside, HEAD_DIM, BLOCK_D).to(dtype)
+    # Transposed, so that the wide dimension is the one the matrix instructions want wide.
+    dk = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
+    dv = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
+
+    for prompt in range(0, prompt_count):
+        pool_start, pool_end = prompt_rows(prompts, prompt)
+        visible = ((positions >= pool_start) & (positions < pool_end))[None, :]
+        bias = visibility_bias(visible)
+        member = split
+        last = tl.cast(sequences, tl.int64)
+        if members_ptr is not None:
+            member += tl.load(member_starts_ptr + prompt)
+            last = tl.load(member_starts_ptr + prompt + 1)
+        touched = (pool_start < first + BLOCK_P) & (pool_end > first)
+        last = tl.where(touched, last, member)
+        for index in range(member, last, splits):
+            sequence = tl.cast(index, tl.int64)
+            if members_ptr is not None:
+                sequence = tl.load(members_ptr + index)
+            own = locate_sequence(layout, sequence, head)
+            _, _, start, rows_end, _, _ = own
+            place = (sequence, head, start)
+            for first_row in range(0, rows_end, BLOCK_M):
+                rows = first_row + tl.arange(0, BLOCK_M)
+                q = load_rows(query, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
+                do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
+                lse = load_lse(lse_ptr, own, rows)
+                keep = dropout_keep_unaligned(dropout, place, rows, first - pool_start, BLOCK_P)
+                weights = recompute_weights(q, k, bias, lse[:, None], score_scale, PRECISION)
+                weights = tl.where(visible, weights, 0.0)  # another prompt's row may hold NaN
+                if NEEDS_VALUE:
+                    kept = drop(weights, keep, dropout).to(do.dtype)
+                    dv = tl.dot(tl.trans(do), kept, dv, input_precision=PRECISION)
+                if NEEDS_KEY:
+                    delta = load_delta(delta_ptr, own, rows)[:, None]
+                    weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+                    weight_grad = tl.where(visible, weight_grad, 0.0)
+                    score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
+                    dk = tl.dot(tl.trans(q), score_grad.to(dtype), dk, input_precision=PRECISION)
+
+    if NEEDS_KEY:
+        dk *= score_scale * LN_2
+        store_tile(partial_key, pool_place, tl.trans(dk), positions, inside, HEAD_DIM, BLOCK_D)
+    if NEEDS_VALUE:
+        dv *= dropout[2]
+        store_tile(partial_value, pool_place, tl.trans(dv), positions, inside, HEAD_DIM, BLOCK_D)
+
+
+def launch_prefix_grad(
+    launch: Launch, rows: RowState, needs: Needs, tile: Tile
+) -> list[Tensor | None]:
+    """Return the gradients of the pool's keys and values, (pool_rows, heads, head_dim)."""
+    inputs = launch.inputs
+    blocks = triton.cdiv(launch.pool_rows, tile.block_p)
+    splits = launch.splits(launch.heads * blocks)
+    sums = partial_sums(launch, needs, splits, rows.lse.dtype)
+    prompt_count = 1
+    members = member_starts = None
+    if inputs.prompt_ids is not None:
+        prompt_count = 1 if inputs.prompt_bounds is None else len(inputs.prompt_bounds)
+        members, member_starts = members_by_prompt(inputs.prompt_ids, prompt_count)
+    _prefix_grad_kernel[(blocks * splits * launch.heads,)](
+        launch.matrix(rows.grad_out), launch.matrix(inputs.query),
+        launch.matrix(inputs.prefix_key), launch.matrix(inputs.prefix_value),
+        launch.cu_seqlens, *launch.counts, launch.prompts[1], launch.pool_rows, prompt_count,
+        members, member_starts, launch.mask, launch.dropout, rows.lse, rows.delta,
+        *(partial_matrix(x) for x in sums), splits, launch.score_scale,
+        NEEDS_KEY=needs.prefix_key, NEEDS_VALUE=needs.prefix_value, **launch.constants,
+        BLOCK_M=tile.block_m, BLOCK_P=tile.block_p, **tile.launch_options,
+    )  # fmt: skip
+    return totals(launch, sums)
+
+
+def members_by_prompt(prompt_ids: Tensor, prompt_count: int) -> tuple[Tensor, Tensor]:
+    """Sequences in the order of their prompts, and where each prompt's begin: (prompts + 1,).
+
+    Those without a prompt come first, before the first beginning. Nothing waits for the device.
+    """
+    ids, members = torch.sort(prompt_ids, stable=True)
+    prompts = torch.arange(prompt_count + 1, device=ids.device, dtype=ids.dtype)
+    return members, torch.searchsorted(ids, prompts)
+
+
+def partial_sums(
+    launch: Launch, needs: Needs, splits: int, precision: torch.dtype
+) -> list[Tensor | None]:
+    """Room for each share's gradients of the pool: (splits, pool_rows, heads, head_dim)."""
+    pool = launch.inputs.prefix_key
+    return [
+        pool.new_empty((splits, *pool.shape), dtype=precision) if need else None
+        for need in (needs.prefix_key, needs.prefix_value)
+    ]
+
+
+def partial_matrix(sums: Tensor | None) -> tuple[Tensor, int, int, int] | None:
+    """Partial sums as kernels take them: a share is found where a sequence would be."""
+    if sums is None:
+        return None
+    return sums, sums.stride(0), sums.stride(2), sums.stride(1)
+
+
+def totals(launch: Launch, sums: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of the pool, in its dtype."""
+    dtype = launch.inputs.prefix_key.dtype
+    return [None if x is None else x.sum(0).to(dtype) for x in sums]

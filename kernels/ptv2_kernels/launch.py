@@ -1,0 +1,80 @@
+"""What the launches of one call share: arguments as kernels take them, and the size of grids."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .arguments import Inputs, Options
+from .primitives import LOG2_E
+from .tiling import padded_head_dim
+
+PROGRAMS = 256
+"""About how many programs a sum over the batch is cut into, whatever the batch's size."""
+
+
+class Launch:
+    """The arguments of one call that every kernel takes in the same form.
+
+    Lengths and counts stand alone, not in tuples: so no kernel is specialised on them.
+    """
+
+    def __init__(self, inputs: Inputs, options: Options) -> None:
+        self.inputs, self.options = inputs, options
+        _, self.heads, self.length, self.head_dim = inputs.query.shape
+        self.sequences = inputs.sequences
+        self.pool_rows = 0 if inputs.prefix_key is None else len(inputs.prefix_key)
+        self.packed = inputs.cu_seqlens is not None
+        self.cu_seqlens = contiguous(inputs.cu_seqlens)
+        self.counts = (self.sequences, self.heads, self.length)
+        self.prompts = (contiguous(inputs.prompt_ids), contiguous(inputs.prompt_bounds))
+        mask = contiguous(inputs.key_mask)
+        self.mask = None if mask is None else mask.view(torch.uint8)
+        self.dropout = dropout_argument(options.dropout_p, inputs.seed)
+        self.score_scale = options.scale * LOG2_E.value
+        window = options.window
+        self.window = None if window is None else min(window, options.max_length)
+        self.constants = {
+            "PRECISION": dot_precision(inputs.query.dtype),
+            "HEAD_DIM": self.head_dim,
+            "BLOCK_D": padded_head_dim(self.head_dim),
+        }
+
+    def matrix(self, x: Tensor | None) -> tuple[Any, ...] | None:
+        """(batch, heads, length, head_dim), or a pool (rows, heads, head_dim), with its strides."""
+        if x is None:
+            return None
+        if x.dim() == 3:
+            return x, 0, x.stride(1), x.stride(0)
+        return x, 0 if self.packed else x.stride(0), x.stride(1), x.stride(2)
+
+    def blocks(self, size: int) -> int:
+        """Programs that own `size` rows of one sequence and head each, as `locate_block` counts."""
+        if self.packed:
+            return (self.length // size + self.sequences) * self.heads
+        return triton.cdiv(self.length, size) * self.sequences * self.heads
+
+    def splits(self, tasks: int) -> int:
+        """Into how many parts the batch is cut, each for `tasks` programs; they differ by one."""
+        per_split = triton.cdiv(self.sequences, triton.cdiv(PROGRAMS, tasks))
+        return triton.cdiv(self.sequences, per_split)
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """The same in contiguous memory, if it is there."""
+    return None if x is None else x.contiguous()
+
+
+def dropout_argument(dropout_p: float, seed: Tensor | None) -> tuple[Any, ...]:
+    """(seed, threshold, keep scale): a 16-bit random number below the threshold drops."""
+    threshold = round(dropout_p * 65536)
+    return seed, threshold, 65536 / max(65536 - threshold, 1)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How `tl.dot` multiplies fp32: in TF32 only if torch may, else as three TF32 products."""
+    # allow_tf32 would say the same, but raises for who sets the newer fp32_precision.
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "tf32x3"
+    return "tf32"

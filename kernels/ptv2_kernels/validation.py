@@ -1,0 +1,198 @@
+"""What the operation accepts: every error names the argument, what was expected and what came."""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from .arguments import Inputs
+
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def require(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise ValueError unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def validate_padded(inputs: Inputs) -> None:
+    """Check the tensors of the padded layout."""
+    query = inputs.query
+    require(query.dim() == 4, "query", "(batch, heads, length, head_dim)", tuple(query.shape))
+    _validate_matrices(inputs, heads=query.shape[1])
+    _validate_mask(inputs.key_mask, (query.shape[0], query.shape[2]))
+    _validate_prompts(inputs)
+
+
+def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
+    """Check the tensors of the packed layout, (tokens, heads, head_dim)."""
+    query, cu_seqlens = inputs.query, inputs.cu_seqlens
+    assert cu_seqlens is not None
+    require(query.dim() == 3, "query", "(tokens, heads, head_dim)", tuple(query.shape))
+    require(
+        cu_seqlens.dim() == 1 and len(cu_seqlens) > 0 and cu_seqlens.dtype == torch.int32,
+        "cu_seqlens",
+        "(sequences + 1,) int32",
+        f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}",
+    )
+    require(
+        max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen
+    )
+    _validate_matrices(inputs, heads=query.shape[1])
+    _validate_mask(inputs.key_mask, (query.shape[0],))
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        _validate_lengths(cu_seqlens, query.shape[0], max_seqlen)
+    _validate_prompts(inputs)
+
+
+def validate_options(dropout_p: float, scale: float | None, window: int | None) -> None:
+    """Check the numbers."""
+    require(0 <= dropout_p < 1, "dropout_p", "a value in [0, 1)", dropout_p)
+    require(scale is None or math.isfinite(scale), "scale", "a finite number or None", scale)
+    require(window is None or window >= 0, "window", "an int >= 0 or None", window)
+
+
+def choose_implementation(impl: str, query: Tensor) -> str:
+    """The implementation's name; an explicit choice is kept or refused.
+
+    Raises:
+        NotImplementedError: it does not exist here or cannot take the inputs.
+    """
+    match impl:
+        case "auto":
+            return "triton" if query.is_cuda else "reference"
+        case "reference":
+            return impl
+        case "triton":
+            if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+                raise NotImplementedError(
+                    "impl: 'triton' needs CUDA tensors (or TRITON_INTERPRET=1 before triton is "
+                    f"imported), got tensors on {query.device}"
+                )
+            if query.dtype not in TRITON_DTYPES or not 1 <= query.shape[-1] <= 128:
+                raise NotImplementedError(
+                    "query: impl 'triton' takes float16, bfloat16 or float32 and a head_dim up to "
+                    f"128, got {query.dtype} and head_dim {query.shape[-1]}"
+                )
+            return impl
+        case "native":
+            raise NotImplementedError("impl: 'native' is not part of this build")
+    raise ValueError(f"impl: expected 'auto', 'triton', 'native' or 'reference', got {impl!r}")
+
+
+def _validate_matrices(inputs: Inputs, heads: int) -> None:
+    query, prefix_key = inputs.query, inputs.prefix_key
+    head_dim = query.shape[-1]
+    require(query.dtype in (*TRITON_DTYPES, torch.float64), "query", "a floating dtype", query.dtype)
+    for name in ("key", "value"):
+        x = getattr(inputs, name)
+        shape = tuple(query.shape)
+        require(x.shape == query.shape, name, f"query's shape {shape}", tuple(x.shape))
+        require(x.dtype == query.dtype, name, f"query's dtype {query.dtype}", x.dtype)
+    for name in ("prefix_key", "prefix_value"):
+        x = getattr(inputs, name)
+        require(
+            x.dim() == 3 and x.shape[1:] == (heads, head_dim),
+            name,
+            f"(prefix_tokens, {heads}, {head_dim})",
+            tuple(x.shape),
+        )
+        require(
+            x.dtype in (query.dtype, torch.float32),
+            name,
+            f"query's dtype {query.dtype} or torch.float32",
+            x.dtype,
+        )
+    require(
+        inputs.prefix_value.shape == prefix_key.shape
+        and inputs.prefix_value.dtype == prefix_key.dtype,
+        "prefix_value",
+        f"prefix_key's shape and dtype {tuple(prefix_key.shape)} {prefix_key.dtype}",
+        f"{tuple(inputs.prefix_value.shape)} {inputs.prefix_value.dtype}",
+    )
+    for name, x in inputs._asdict().items():
+        if x is not None:
+            require(x.device == query.device, name, f"query's device {query.device}", x.device)
+    for name, x in list(inputs._asdict().items())[:5]:
+        require(
+            x.stride(-1) == 1 or x.shape[-1] == 1 or x.numel() == 0,
+            name,
+            "a last stride of 1",
+            x.stride(),
+        )
+
+
+def _validate_mask(key_mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    if key_mask is not None:
+        require(
+            key_mask.shape == shape and key_mask.dtype == torch.bool,
+            "key_mask",
+            f"{shape} bool",
+            f"{tuple(key_mask.shape)} {key_mask.dtype}",
+        )
+
+
+def _validate_prompts(inputs: Inputs) -> None:
+    prompt_ids, prompt_bounds = inputs.prompt_ids, inputs.prompt_bounds
+    if prompt_ids is not None:
+        require(
+            prompt_ids.shape == (inputs.sequences,)
+            and prompt_ids.dtype in (torch.int32, torch.int64),
+            "prompt_ids",
+            f"({inputs.sequences},) int32 or int64",
+            f"{tuple(prompt_ids.shape)} {prompt_ids.dtype}",
+        )
+    if prompt_bounds is not None:
+        require(
+            prompt_bounds.dim() == 2
+            and prompt_bounds.shape[1] == 2
+            and prompt_bounds.shape[0] > 0
+            and prompt_bounds.dtype == torch.int32,
+            "prompt_bounds",
+            "(prompts, 2) int32 with at least one prompt",
+            f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
+        )
+    if inputs.query.device.type == "cpu" and not torch.compiler.is_compiling():
+        _validate_prompt_values(prompt_ids, prompt_bounds, len(inputs.prefix_key))
+
+
+def _validate_prompt_values(
+    prompt_ids: Tensor | None, prompt_bounds: Tensor | None, tokens: int
+) -> None:
+    """Check values, which only the CPU can do without waiting."""
+    prompts = 1 if prompt_bounds is None else len(prompt_bounds)
+    if prompt_bounds is not None:
+        start, end = prompt_bounds.unbind(1)
+        require(
+            bool(((start >= 0) & (start <= end) & (end <= tokens)).all()),
+            "prompt_bounds",
+            f"0 <= start <= end <= {tokens} (the pool's rows)",
+            prompt_bounds.tolist(),
+        )
+    if prompt_ids is not None and len(prompt_ids):
+        low, high = (int(x) for x in prompt_ids.aminmax())
+        require(
+            low >= -1 and high < prompts,
+            "prompt_ids",
+            f"values from -1 to {prompts - 1}",
+            f"{low} to {high}",
+        )
+
+
+def _validate_lengths(cu_seqlens: Tensor, tokens: int, max_seqlen: int | None) -> None:
+    lengths = cu_seqlens.diff()
+    require(
+        int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == tokens and bool((lengths >= 0).all()),
+        "cu_seqlens",
+        f"values that rise from 0 to {tokens} (the tokens)",
+        cu_seqlens.tolist(),
+    )
+    longest = int(lengths.max()) if len(lengths) else 0
+    require(
+        max_seqlen is None or longest <= max_seqlen,
+        "max_seqlen",
+        f"at least {longest}, the longest sequence",
+        max_seqlen,
+    )
