@@ -1,9 +1,10 @@
-"""Compile every shipped kernel variant ahead of time, without a GPU, and report what it needs.
+"""Compile every kernel variant that can be launched, at its shipped tile, without a GPU.
 
-`python -m ptv2_kernels.aot [--fast] [--arch 80 90 100]` prints a table and fails if a kernel must
-not be shipped. The launchers themselves run, on tiny CPU tensors, and what they would launch is
-compiled instead: the table shows the very specialisations that a GPU would get. TRITON_INTERPRET
-must not be set.
+`python -m ptv2_kernels.aot [--fast] [--arch 80 90 100]` prints what each kernel needs and fails if
+one must not be shipped: it spills registers, does not fit the memory of its processor, or multiplies
+16-bit matrices without the matrix instructions of its architecture. The launchers themselves run, on
+tiny CPU tensors, and what they would launch is compiled instead: the table shows the very
+specialisations that a GPU would get. TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -25,16 +26,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from .arguments import Inputs, Needs, Options
 from .backward import launch_backward
 from .forward import launch_forward
+from .tiling import Tiles, override_tiles, read_tiles, tile_key
 
-ARCHS = (80, 90, 100)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# Bytes per thread that may spill, 32 if not named here: ptxas spills a few registers where that
-# lets one more block run. At float32 and head size 128 even the smallest tile spills.
-STACK_LIMIT = {(torch.float32, 128): 128}
-TENSOR_MEMORY_LIMIT = 512  # columns, on sm_100; a kernel that needs more compiles, to a trap
-_MATRIX_INSTRUCTION = re.compile(r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma)\.")
+
+@dataclass(frozen=True)
+class Architecture:
+    """What limits a kernel, from NVIDIA's programming guide, and its 16-bit matrix instruction."""
+
+    shared_per_program: int  # bytes
+    shared_per_processor: int
+    threads_per_processor: int
+    matrix_instruction: str  # as the disassembler names it
+
+    registers_per_processor: int = 65536
+    tensor_memory: int = 512  # columns; only sm_100 has any
+
+
+ARCHITECTURES = {
+    80: Architecture(163 * 1024, 164 * 1024, 2048, "HMMA"),
+    90: Architecture(227 * 1024, 228 * 1024, 2048, "HGMMA"),
+    100: Architecture(227 * 1024, 228 * 1024, 2048, "UTCHMMA"),
+}
+_MATRIX_INSTRUCTION = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|IMMA|DMMA)\b")
+SHORT, LONG = 48, 500  # lengths that take the one or the other backward
 
 
 @dataclass(frozen=True)
@@ -43,20 +60,29 @@ class Variant:
 
     dtype: torch.dtype
     head_dim: int
-    masked: bool = True
+    packed: bool = False
+    masked: bool = False
     dropout: bool = False
     causal: bool = False
     window: bool = False
     shared: bool = False  # one prompt for all: no prompt_ids, no prompt_bounds
     float32_pool: bool = False  # under 16-bit activations
-    needs: tuple[bool, ...] = (True,) * 5
+    grad_lse: bool = False
+    needs: Needs = Needs(*[True] * 5)
 
     def __str__(self) -> str:
-        names = ("masked", "dropout", "causal", "window", "shared", "float32_pool")
+        names = (
+            *("packed", "masked", "dropout", "causal", "window", "shared"),
+            *("float32_pool", "grad_lse"),
+        )
         flags = [name for name in names if getattr(self, name)]
         if not all(self.needs):
             flags.append("needs" + "".join(str(i) for i, need in enumerate(self.needs) if need))
         return " ".join([str(self.dtype).removeprefix("torch."), str(self.head_dim), *flags])
+
+    def tiles(self, arch: int) -> Tiles:
+        """The shipped tiles."""
+        return read_tiles(f"sm_{arch}", tile_key(self.head_dim, self.dtype, self.dropout))
 
 
 @dataclass(frozen=True)
@@ -66,47 +92,85 @@ class Resources:
     kernel: str
     arch: int
     variant: Variant
+    warps: int
     registers: int  # per thread
-    stack: int  # bytes per thread: registers that did not fit
+    spilled: int  # bytes of stack per thread
     shared: int  # bytes
     tensor_memory: int  # columns
-    matrix_instructions: int  # in the PTX
+    matrix_instructions: dict[str, int]  # in the machine code
+
+    @property
+    def resident(self) -> int:
+        """How many programs one processor holds at a time."""
+        limits = ARCHITECTURES[self.arch]
+        per_warp = -(-self.registers * 32 // 256) * 256  # handed out in units of 256
+        return min(
+            limits.registers_per_processor // (per_warp * self.warps),
+            limits.shared_per_processor // (self.shared + 1024),
+            limits.threads_per_processor // (32 * self.warps),
+            limits.tensor_memory // max(self.tensor_memory, 1),
+        )
 
     @property
     def problems(self) -> str:
         """Why this kernel must not be shipped; empty if it may."""
+        limits = ARCHITECTURES[self.arch]
         found = []
-        if self.stack > STACK_LIMIT.get((self.variant.dtype, self.variant.head_dim), 32):
+        if self.spilled:
             found.append("spills")
-        if self.shared > SHARED_LIMIT[self.arch]:
+        if self.shared > limits.shared_per_program:
             found.append("too much shared memory")
-        if self.tensor_memory > TENSOR_MEMORY_LIMIT:
+        if self.tensor_memory > limits.tensor_memory:
             found.append("too much tensor memory")
-        if not self.matrix_instructions and "delta" not in self.kernel:
+        multiplies = "delta" not in self.kernel
+        if multiplies and not self.matrix_instructions:
             found.append("no matrix instructions")
+        if (
+            multiplies
+            and self.variant.dtype.itemsize == 2
+            and limits.matrix_instruction not in self.matrix_instructions
+        ):
+            found.append(f"no {limits.matrix_instruction}")
         return ", ".join(found)
 
 
 def variants(fast: bool = False) -> list[Variant]:
     """A covering set: every dtype and padded head size, and every option at the usual ones."""
-    usual = Variant(torch.float16, 64, dropout=True)
+    half, usual = torch.float16, Variant(torch.float16, 64, masked=True, dropout=True)
     if fast:
         return [usual]
-    sizes = itertools.product((torch.float16, torch.bfloat16, torch.float32), (16, 32, 64, 128))
+    sizes = itertools.product((half, torch.bfloat16, torch.float32), (16, 32, 64, 128))
+    needed = ((3, 4), (0, 1, 3), (2, 4), (0,), (1,), (3,), (4,))
     return [
-        *(Variant(*size, dropout=dropout) for size in sizes for dropout in (False, True)),
-        Variant(torch.float16, 64, masked=False, shared=True),
-        Variant(torch.float16, 64, masked=False, causal=True),
         *(
-            Variant(
-                torch.float16, 64, shared=True, needs=tuple(index in needed for index in range(5))
-            )
-            for needed in ((3, 4), (0, 1, 3), (2, 4))
+            Variant(*size, masked=True, dropout=dropout)
+            for size in sizes
+            for dropout in (False, True)
         ),
-        Variant(torch.float16, 64, window=True, dropout=True),
-        Variant(torch.bfloat16, 64, float32_pool=True),
-        Variant(torch.bfloat16, 64, float32_pool=True, dropout=True),
-        *(Variant(torch.float16, head_dim, dropout=True) for head_dim in (24, 80, 96)),
+        Variant(half, 64),
+        Variant(half, 64, shared=True),
+        Variant(half, 64, shared=True, dropout=True),
+        Variant(half, 64, packed=True),
+        Variant(half, 64, packed=True, dropout=True),
+        Variant(half, 64, packed=True, causal=True),
+        Variant(half, 128, packed=True),
+        Variant(torch.float32, 64, packed=True),
+        Variant(half, 64, causal=True),
+        Variant(half, 64, masked=True, causal=True, dropout=True),
+        Variant(half, 64, masked=True, window=True, dropout=True),
+        Variant(half, 64, masked=True, grad_lse=True),
+        Variant(torch.bfloat16, 64, masked=True, float32_pool=True),
+        Variant(torch.bfloat16, 64, masked=True, float32_pool=True, dropout=True),
+        Variant(torch.bfloat16, 64, shared=True, float32_pool=True, dropout=True),
+        *(
+            Variant(half, 64, masked=True, needs=Needs(*(i in indices for i in range(5))))
+            for indices in needed
+        ),
+        *(
+            Variant(half, 64, shared=True, needs=Needs(*(i in indices for i in range(5))))
+            for indices in needed[:3]
+        ),
+        *(Variant(half, head_dim, masked=True, dropout=True) for head_dim in (24, 80, 96)),
     ]
 
 
@@ -141,74 +205,91 @@ def _compile_only(arch: int) -> Iterator[list[Any]]:
 
 
 def compile_variant(
-    variant: Variant, arch: int, *, batch: int = 8, length: int = 48, prompt_length: int = 20
+    variant: Variant, arch: int, length: int, *, batch: int = 8, prompt_length: int = 20
 ) -> list[Any]:
-    """The compiled kernels of one variant: forward, and backward with all five gradients."""
+    """The compiled kernels of one call: forward, and backward with the needed gradients."""
     heads = 2
-    size = (batch, length, heads, variant.head_dim)
-    pool_size = (prompt_length, heads, variant.head_dim)
+    rows = (1, batch * length) if variant.packed else (batch, length)
+    pool = (prompt_length, heads, variant.head_dim)
     pool_dtype = torch.float32 if variant.float32_pool else variant.dtype
-    tensors: tuple[Any, ...] = (
-        *(torch.zeros(size, dtype=variant.dtype).transpose(1, 2) for _ in range(3)),
-        *(torch.zeros(pool_size, dtype=pool_dtype) for _ in range(2)),
+    cu_seqlens = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32)
+    inputs = Inputs(
+        *(
+            torch.zeros(*rows, heads, variant.head_dim, dtype=variant.dtype).transpose(1, 2)
+            for _ in range(3)
+        ),
+        *(torch.zeros(pool, dtype=pool_dtype) for _ in range(2)),
         None if variant.shared else torch.zeros(batch, dtype=torch.int64),
         None if variant.shared else torch.zeros(1, 2, dtype=torch.int32),
-        torch.ones(batch, length, dtype=torch.bool) if variant.masked else None,
+        torch.ones(rows, dtype=torch.bool) if variant.masked else None,
+        cu_seqlens if variant.packed else None,
         torch.zeros(1, dtype=torch.int64) if variant.dropout else None,
     )
     dropout_p, window = 0.1 if variant.dropout else 0.0, 8 if variant.window else None
-    options: tuple[Any, ...] = (dropout_p, 0.125, variant.causal, window)
-    with _compile_only(arch) as compiled:
-        out, lse = launch_forward(*tensors, *options)
-        grad_out, needs = torch.zeros_like(out), list(variant.needs)
-        arguments = [grad_out, None, *tensors, out, lse, needs, *options]
-        launch_backward(*arguments)
+    options = Options(dropout_p, 0.125, variant.causal, window, length)
+    with _compile_only(arch) as compiled, override_tiles(variant.tiles(arch)):
+        out, lse = launch_forward(inputs, options)
+        grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
+        launch_backward(torch.zeros_like(out), grad_lse, inputs, out, lse, variant.needs, options)
     return compiled
 
 
 def variant_resources(variant: Variant, arch: int) -> list[Resources]:
-    """Compile one variant and measure its kernels."""
-    return [_resources(kernel, variant, arch) for kernel in compile_variant(variant, arch)]
+    """Compile one variant, for both backwards, and measure its kernels."""
+    kernels = []
+    for length in (SHORT, LONG):
+        kernels += compile_variant(variant, arch, length)
+    distinct = {id(kernel): kernel for kernel in kernels}
+    return [_resources(kernel, variant, arch) for kernel in distinct.values()]
 
 
 def _resources(kernel: Any, variant: Variant, arch: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage = _output(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name)
+        code = _output(triton.knobs.nvidia.nvdisasm.path, "-c", cubin.name)
     registers, stack = (int(x) for x in re.findall(r"(?:REG|STACK):(\d+)", usage))
+    found = _MATRIX_INSTRUCTION.findall(code)
     return Resources(
         kernel=kernel.metadata.name.strip("_"),
         arch=arch,
         variant=variant,
+        warps=kernel.metadata.num_warps,
         registers=registers,
-        stack=stack,
+        spilled=stack,
         shared=kernel.metadata.shared,
         tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
-        matrix_instructions=len(_MATRIX_INSTRUCTION.findall(kernel.asm["ptx"])),
+        matrix_instructions={name: found.count(name) for name in sorted(set(found))},
     )
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:
     """Print the table; exit with 1 if a kernel has a problem."""
     parser = argparse.ArgumentParser(description="Compile the kernels without a GPU.")
     parser.add_argument("--fast", action="store_true", help="one variant only")
-    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=None)
     options = parser.parse_args()
-    row = "{:22} {:6} {:36} {:>9} {:>5} {:>6} {:>6} {:>6}  {}"
-    names = ("registers", "stack", "shared", "tensor", "matrix", "problems")
+    row = "{:21} {:6} {:42} {:>9} {:>7} {:>6} {:>6} {:>8}  {:18} {}"
+    names = ("registers", "spilled", "shared", "tensor", "resident", "matrix", "problems")
+    print(f"triton {triton.__version__}")
     print(row.format("kernel", "arch", "variant", *names))
-    jobs = list(itertools.product(variants(options.fast), options.arch))
-    good = True
+    jobs = list(itertools.product(variants(options.fast), options.arch or ARCHITECTURES))
+    count = bad = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for resources in pool.map(variant_resources, *zip(*jobs, strict=True)):
             for r in resources:
-                needs = (r.registers, r.stack, r.shared, r.tensor_memory, r.matrix_instructions)
-                line = row.format(r.kernel, f"sm_{r.arch}", str(r.variant), *needs, r.problems)
-                print(line, flush=True)
-                good = good and not r.problems
-    sys.exit(not good)
+                matrix = " ".join(f"{name}:{n}" for name, n in r.matrix_instructions.items())
+                needs = (r.registers, r.spilled, r.shared, r.tensor_memory, r.resident)
+                line = (r.kernel, f"sm_{r.arch}", str(r.variant), *needs, matrix, r.problems)
+                print(row.format(*line), flush=True)
+                count, bad = count + 1, bad + bool(r.problems)
+    print(f"{count} kernels, {bad} with problems")
+    sys.exit(bad > 0)
 
 
 if __name__ == "__main__":

@@ -146,31 +146,34 @@ def own_bias(keep, rows, columns, window, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def tile_pointers(matrix, place, positions, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Pointers and mask of some rows; the mask also cuts what pads head_dim: [BLOCK, BLOCK_D].
-
-    `keep` None keeps all rows; the mask is None where nothing is cut.
-    """
+def tile_pointers(matrix, place, positions, BLOCK_D: tl.constexpr):
+    """Pointers of some rows: [BLOCK, BLOCK_D]."""
     pointer, batch_stride, head_stride, row_stride = matrix
     sequence, head, start = place
     pointer += sequence * batch_stride + head * head_stride
-    dims = tl.arange(0, BLOCK_D)[None, :]
-    mask = None
-    if keep is not None:
-        mask = keep[:, None]
+    rows = (start + positions).to(tl.int64)[:, None]
+    return pointer + rows * row_stride + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def tile_mask(keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """True in the rows to keep, but not in what pads head_dim; broadcasts to a tile."""
+    mask = keep[:, None]
     if HEAD_DIM < BLOCK_D:
-        mask = dims < HEAD_DIM if mask is None else mask & (dims < HEAD_DIM)
-    return pointer + (start + positions).to(tl.int64)[:, None] * row_stride + dims, mask
+        mask = mask & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM)
+    return mask
 
 
 @triton.jit
 def load_tile(matrix, place, positions, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of a matrix, 0 where `keep` is False: [BLOCK, BLOCK_D]."""
-    pointers, mask = tile_pointers(matrix, place, positions, keep, HEAD_DIM, BLOCK_D)
-    if mask is None:
-        tile = tl.load(pointers)
+    """Rows of a matrix, 0 where `keep` is False; None keeps all of them: [BLOCK, BLOCK_D]."""
+    pointers = tile_pointers(matrix, place, positions, BLOCK_D)
+    if keep is not None:
+        tile = tl.load(pointers, mask=tile_mask(keep, HEAD_DIM, BLOCK_D), other=0.0)
+    elif HEAD_DIM < BLOCK_D:
+        tile = tl.load(pointers, mask=tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM, other=0.0)
     else:
-        tile = tl.load(pointers, mask=mask, other=0.0)
+        tile = tl.load(pointers)
     return tile
 
 
@@ -179,8 +182,9 @@ def store_tile(
     matrix, place, tile, positions, keep, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Write the rows where `keep` is True, in the element type of the matrix."""
-    pointers, mask = tile_pointers(matrix, place, positions, keep, HEAD_DIM, BLOCK_D)
-    tl.store(pointers, tile.to(pointers.dtype.element_ty), mask=mask)
+    pointers = tile_pointers(matrix, place, positions, BLOCK_D)
+    tile = tile.to(pointers.dtype.element_ty)
+    tl.store(pointers, tile, mask=tile_mask(keep, HEAD_DIM, BLOCK_D))
 
 
 @triton.jit

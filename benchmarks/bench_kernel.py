@@ -1,0 +1,238 @@
+"""The operation beside every rival: forward, backward, peak memory, bytes kept for the backward.
+
+    python benchmarks/bench_kernel.py --output results/kernel.json [--problems short train] [--device cuda]
+
+A rival is timed only if its result and its five gradients agree with the reference in float64; what
+disagrees, or refuses the inputs, is listed with the reason. Times are medians of interleaved runs,
+with the inputs in the cache ("warm") or evicted from it ("cold").
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import peak_bytes, provenance, saved_bytes, time_interleaved, write_json
+from rivals import RIVALS, AttentionInputs, Rival, Unsupported, refusals
+from torch import Tensor
+
+from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
+
+LIMITS = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # fp32 may run in TF32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is computed; 12 heads of 64 as in BERT-base."""
+
+    batch: int
+    length: int
+    prompt_length: int = 20
+    prompts: int = 1  # more: sequences use them in turn
+    heads: int = 12
+    head_dim: int = 64
+    dtype: str = "bfloat16"
+    padded: bool = False  # lengths from half of `length` to all of it
+    dropout_p: float = 0.0
+
+    def make(self, device: torch.device) -> AttentionInputs:
+        """Random inputs, always the same."""
+        dtype = getattr(torch, self.dtype)
+        sizes = (self.batch, self.heads, self.length, self.head_dim)
+        pools = (self.prompt_length,) * self.prompts
+        tensors = make_inputs(*sizes, prompts=pools, dtype=dtype, device=device)
+        lengths = [self.length] * self.batch
+        ids = bounds = mask = None
+        if self.padded:
+            half = self.length // 2
+            lengths = [self.length - (i * 7919) % (half + 1) for i in range(self.batch)]
+            ends = torch.tensor(lengths)[:, None]
+            mask = (torch.arange(self.length) < ends).to(device)
+        if self.prompts > 1:
+            starts = torch.arange(0, sum(pools), self.prompt_length, dtype=torch.int32)
+            bounds = torch.stack((starts, starts + self.prompt_length), 1).to(device)
+            ids = (torch.arange(self.batch) % self.prompts).to(device)
+        matrices = [tensors[name] for name in GRADIENTS]
+        return AttentionInputs(*matrices, ids, bounds, mask, lengths, self.dropout_p)
+
+    def flops(self) -> int:
+        """Of the forward: two products of each row with each key, padding counted as work."""
+        columns = self.prompt_length + self.length
+        return 4 * self.batch * self.heads * self.length * columns * self.head_dim
+
+    def bytes(self) -> int:
+        """That a forward must move: query, key, value and out once, the pool once, lse."""
+        rows = self.batch * self.heads * self.length
+        pool = 2 * self.prompts * self.prompt_length * self.heads
+        size = getattr(torch, self.dtype).itemsize
+        return (4 * rows + pool) * self.head_dim * size + 4 * rows
+
+
+PROBLEMS = {
+    "short": Problem(32, 128),
+    "middle": Problem(8, 512),
+    "long": Problem(4, 2048),
+    "long prompt": Problem(32, 128, prompt_length=128),
+    "padded": Problem(32, 128, padded=True),
+    "training": Problem(32, 128, padded=True, dropout_p=0.1),
+    "training, middle": Problem(8, 512, padded=True, dropout_p=0.1),
+    "bank": Problem(64, 128, prompts=64, padded=True),
+    "float32": Problem(16, 128, dtype="float32"),
+    "float16": Problem(32, 128, dtype="float16"),
+}
+
+
+def toy(problem: Problem) -> Problem:
+    """The same at a size for the interpreter."""
+    sizes = dict(batch=2, length=12, prompt_length=3, heads=1, head_dim=16, dtype="float32")
+    return replace(problem, prompts=min(problem.prompts, 3), **sizes)
+
+
+def gradients(rival: Rival, inputs: AttentionInputs, grad_out: Tensor) -> tuple[Tensor, ...]:
+    """out, then the gradients of the five matrices."""
+    matrices = {name: getattr(inputs, name).detach().requires_grad_() for name in GRADIENTS}
+    out = rival(replace(inputs, **matrices))
+    return out, *torch.autograd.grad(out, tuple(matrices.values()), grad_out)
+
+
+def errors(rival: Rival, problem: Problem, device: torch.device) -> dict[str, float]:
+    """Relative errors of out and the gradients, without dropout, against float64."""
+    inputs = replace(problem, dropout_p=0.0).make(device)
+    grad_out = torch.randn_like(inputs.query)
+    if inputs.key_mask is not None:
+        grad_out.masked_fill_(~inputs.key_mask[:, None, :, None], 0)
+    exactly = replace(inputs, **{name: getattr(inputs, name).double() for name in GRADIENTS})
+    expected = gradients(RIVALS["ptv2 reference"], exactly, grad_out.double())
+    found = gradients(rival, inputs, grad_out)
+    result = {}
+    for name, x, y in zip(("out", *GRADIENTS), found, expected, strict=True):
+        if name == "out" and inputs.key_mask is not None:
+            seen = inputs.key_mask[:, None, :, None]
+            x, y = x.masked_fill(~seen, 0), y.masked_fill(~seen, 0)
+        result[name] = relative_l2(x, y)
+    return result
+
+
+def check(problem: Problem, device: torch.device) -> tuple[dict[str, Rival], list[dict[str, Any]]]:
+    """The rivals whose results agree, and what was found of each."""
+    good, rows = {}, []
+    for name, rival in RIVALS.items():
+        row: dict[str, Any] = {"rival": name}
+        rows.append(row)
+        try:
+            with refusals(name):
+                if problem.dropout_p:
+                    rival(problem.make(device))
+                row["errors"] = errors(rival, problem, device)
+        except Unsupported as reason:
+            row["unsupported"] = str(reason)
+            continue
+        worst = max(row["errors"].values())
+        if worst <= LIMITS[getattr(torch, problem.dtype)]:
+            good[name] = rival
+        else:
+            row["wrong"] = f"relative error {worst:.1e}"
+    return good, rows
+
+
+def measure(problem: Problem, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    """A row for each rival: errors, seconds and bytes, or why there are none."""
+    rivals, rows = check(problem, device)
+    inputs = problem.make(device)
+    leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in GRADIENTS}
+    with_grad = replace(inputs, **leaves)
+    grad_out = torch.randn_like(inputs.query)
+    forward = {name: partial(without_grad, rival, inputs) for name, rival in rivals.items()}
+    both = {name: partial(gradients, rival, inputs, grad_out) for name, rival in rivals.items()}
+    seconds = {
+        f"{part}, {state}": time_interleaved(functions, device, rounds, cold=state == "cold")
+        for part, functions in (("forward", forward), ("forward + backward", both))
+        for state in ("warm", "cold")
+    }
+    for row in rows:
+        name = row["rival"]
+        if name in rivals:
+            row["seconds"] = {part: times[name] for part, times in seconds.items()}
+            row["peak bytes, forward"] = peak_bytes(forward[name], device)
+            row["peak bytes, forward + backward"] = peak_bytes(both[name], device)
+            row["saved bytes"] = saved_bytes(partial(rivals[name], with_grad))
+            row["forward TFLOP/s"] = problem.flops() / row["seconds"]["forward, warm"] / 1e12
+    return rows
+
+
+def without_grad(rival: Rival, inputs: AttentionInputs) -> Tensor:
+    """A call as inference makes it."""
+    with torch.no_grad():
+        return rival(inputs)
+
+
+def floor(problem: Problem, hardware: dict[str, float] | None) -> dict[str, float] | None:
+    """The least seconds a forward can take on hardware of measured bandwidth and matrix speed."""
+    if hardware is None:
+        return None
+    return {
+        "memory": problem.bytes() / hardware["copy bytes per second"],
+        "matrix products": problem.flops() / hardware["matrix FLOP per second"],
+    }
+
+
+def table(name: str, problem: Problem, rows: list[dict[str, Any]]) -> str:
+    """The rows as people read them, in microseconds and MiB, with the ratio to the best rival."""
+    part = "forward + backward, warm"
+    rivals = [
+        row["seconds"][part] for row in rows if "seconds" in row and "ptv2" not in row["rival"]
+    ]
+    best = min(rivals, default=None)
+    lines = [f"{name}: {problem}", f"{'':32}{'forward':>10}{'both':>10}{'saved':>9}  of the best"]
+    for row in rows:
+        if "seconds" not in row:
+            why = row.get("unsupported") or row["wrong"]
+            lines.append(f"  {row['rival']:30}{why[:80]}")
+            continue
+        forward, both = row["seconds"]["forward, warm"], row["seconds"][part]
+        ratio = f"{both / best:.2f}" if best else "-"
+        lines.append(
+            f"  {row['rival']:30}{forward * 1e6:10.1f}{both * 1e6:10.1f}"
+            f"{row['saved bytes'] / 2**20:9.2f}  {ratio}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--device", type=torch.device, default=default_device())
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--hardware", type=Path, help="result of hardware.py, for the roofline")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    hardware = read_hardware(args.hardware)
+    results = {"provenance": provenance(args.device), "hardware": hardware, "problems": {}}
+    for name in args.problems:
+        problem = toy(PROBLEMS[name]) if args.toy else PROBLEMS[name]
+        rows = measure(problem, args.device, args.rounds)
+        results["problems"][name] = {
+            "problem": asdict(problem),
+            "flops": problem.flops(),
+            "bytes": problem.bytes(),
+            "floor seconds": floor(problem, hardware),
+            "rivals": rows,
+        }
+        write_json(args.output, results)
+        print(table(name, problem, rows), flush=True)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_hardware(path: Path | None) -> Any:
+    return None if path is None else json.loads(path.read_text())["hardware"]
+
+
+if __name__ == "__main__":
+    main()
