@@ -13,7 +13,7 @@ PIP   := $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format wheel clean
+.PHONY: demo test check format wheel aot gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -33,6 +33,13 @@ format: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation
+
+aot: $(READY)
+	cd kernels && ../$(BIN)/python -m ptv2_kernels.aot
+
+# Uses the Python it is given and installs nothing: a GPU machine brings torch, triton, transformers.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(REHEARSE),--rehearse)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

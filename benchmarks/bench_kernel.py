@@ -1,10 +1,11 @@
 """The operation beside every rival: forward, backward, peak memory, bytes kept for the backward.
 
-    python benchmarks/bench_kernel.py --output results/kernel.json [--problems short train] [--device cuda]
+    python benchmarks/bench_kernel.py --output results/kernel.json [--problems short train]
+    [--device cuda]
 
-A rival is timed only if its result and its five gradients agree with the reference in float64; what
-disagrees, or refuses the inputs, is listed with the reason. Times are medians of interleaved runs,
-with the inputs in the cache ("warm") or evicted from it ("cold").
+A rival is timed only if its result and its five gradients agree with the reference in float64;
+what disagrees, or refuses the inputs, is listed with the reason. Times are medians of interleaved
+runs, with the inputs in the cache ("warm") or evicted from it ("cold").
 """
 
 import argparse

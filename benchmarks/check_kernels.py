@@ -2,8 +2,8 @@
 
     python benchmarks/check_kernels.py --output results/check.json
 
-Results and gradients against the reference in float64; the same bits in 100 runs; a sequence's bits
-alone and in a batch. Exits with 1 if anything is wrong.
+Results and gradients against the reference in float64; the same bits in 100 runs; a sequence's
+bits alone and in a batch. Exits with 1 if anything is wrong.
 """
 
 import argparse
@@ -35,7 +35,7 @@ OPTIONS = {
 def make_case(
     layout: str, prompts: str, lengths: list[int], dtype: torch.dtype, head_dim: int, **where: Any
 ) -> tuple[dict[str, Any], Tensor]:
-    """Arguments of the layout's function, padding and what masks hide poisoned with NaN, and dO."""
+    """Arguments of the layout's function, what masks hide poisoned with NaN, and dO."""
     longest = max(lengths)
     inputs = make_inputs(
         *(len(lengths), 2, longest, head_dim),
@@ -137,7 +137,11 @@ def check_memory(device: torch.device) -> dict[str, Any] | None:
         return None
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, __file__]
     result = subprocess.run([*command, "--one"], capture_output=True, text=True)
-    return {"case": "compute-sanitizer", "good": result.returncode == 0, "said": result.stdout[-500:]}
+    return {
+        "case": "compute-sanitizer",
+        "good": result.returncode == 0,
+        "said": result.stdout[-500:],
+    }
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What the machine can do at best: bytes copied and matrix FLOPs per second.
 
-    python benchmarks/hardware.py --output results/hardware.json
+python benchmarks/hardware.py --output results/hardware.json
 """
 
 import argparse

@@ -46,10 +46,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit(root: Path) -> str | None:
-    """The commit of the sources, with a mark if they differ from it; None outside of a clone."""
+    """The commit of the sources, with a mark if they differ from it; None outside of a clone.
+
+    PTV2_COMMIT says it where the sources are a copy without their history.
+    """
+    found = os.environ.get("PTV2_COMMIT")
+    if found:
+        return found
     found = _output("git", "-C", str(root), "rev-parse", "HEAD")
     if not found:
-        return os.environ.get("PTV2_COMMIT")
+        return None
     return found + ("+changes" if _output("git", "-C", str(root), "status", "--porcelain") else "")
 
 
@@ -97,7 +103,7 @@ def time_interleaved(
     """
     evict = torch.empty(CACHE_BYTES if cold else 0, dtype=torch.uint8, device=device)
     timed: dict[str, list[Any]] = {name: [] for name in functions}
-    for name, function in functions.items():
+    for function in functions.values():
         for _ in range(2):  # compiles, allocates
             if prepare is not None:
                 prepare()

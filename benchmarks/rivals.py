@@ -1,7 +1,7 @@
 """Every way to attend over a prompt and a sequence, under one signature: `rival(inputs) -> out`.
 
-`inputs` is what `Problem.make` returns. A rival gives (batch, heads, length, head_dim), whose padded
-rows mean nothing. What it cannot do raises `Unsupported` with the reason.
+`inputs` is what `Problem.make` returns. A rival gives (batch, heads, length, head_dim), whose
+padded rows mean nothing. What it cannot do raises `Unsupported` with the reason.
 """
 
 import importlib
@@ -41,7 +41,7 @@ class AttentionInputs:
     dropout_p: float
 
     def prompts(self) -> tuple[Tensor, Tensor]:
-        """Every sequence's prompt, (batch, heads, prompt_length, head_dim), not copied if shared."""
+        """Each sequence's prompt, (batch, heads, prompt_length, head_dim), a view if shared."""
         batch, heads, _, head_dim = self.query.shape
         if self.prompt_ids is None:
             return tuple(
@@ -187,11 +187,12 @@ def _packed(inputs: AttentionInputs, with_prompt: bool) -> tuple[tuple[Any, ...]
     device = inputs.query.device
     places = _token_places(tuple(inputs.lengths), length, str(device))
     own = [
-        x.transpose(1, 2).flatten(0, 1)[places]
-        for x in (inputs.query, inputs.key, inputs.value)
+        x.transpose(1, 2).flatten(0, 1)[places] for x in (inputs.query, inputs.key, inputs.value)
     ]
     if with_prompt:
-        key_places = _key_places(tuple(inputs.lengths), length, _prompt_length(inputs), str(device))
+        key_places = _key_places(
+            tuple(inputs.lengths), length, _prompt_length(inputs), str(device)
+        )
         keys, values, _ = inputs.concatenated()
         own[1:] = [x.transpose(1, 2).flatten(0, 1)[key_places] for x in (keys, values)]
     ends = _ends(tuple(inputs.lengths), str(device))

@@ -3,8 +3,8 @@
     python benchmarks/tune_tiles.py --output kernels/ptv2_kernels/tiles --log results/tiles.json
 
 Each kernel is timed alone with each candidate, over a few lengths; the winner has the smallest
-geometric mean of its times relative to the best of each length. What is not tuned keeps the tiles of
-the GPU's architecture. Candidates that spill or do not fit lose or are skipped, and say so.
+geometric mean of its times relative to the best of each length. What is not tuned keeps the tiles
+of the GPU's architecture. Candidates that spill or do not fit lose or are skipped, and say so.
 """
 
 import argparse
@@ -55,7 +55,12 @@ def call(
 ) -> Callable[[], Any]:
     """A function that runs one kernel (a backward's also runs delta) on padded random inputs."""
     problem = Problem(
-        batch, length, padded=True, head_dim=key["head_dim"], dtype=key["dtype"], heads=key["heads"]
+        batch,
+        length,
+        padded=True,
+        head_dim=key["head_dim"],
+        dtype=key["dtype"],
+        heads=key["heads"],
     )
     made = problem.make(device)
     seed = torch.zeros(1, dtype=torch.int64, device=device) if key["dropout"] else None
@@ -99,11 +104,17 @@ def tune(
         else:
             shapes = ((shapes[0][0], tile.block_m),)
         runs[tile] = [call(kernel, tiles, n, batch, key, device) for batch, n in shapes]
-    with ThreadPoolExecutor(1 if toy else 12) as pool:  # most of a compilation is outside of Python
-        reasons = dict(zip(runs, pool.map(lambda calls: fits(calls[0]), runs.values()), strict=True))
+    with ThreadPoolExecutor(
+        1 if toy else 12
+    ) as pool:  # most of a compilation is outside of Python
+        reasons = dict(
+            zip(runs, pool.map(lambda calls: fits(calls[0]), runs.values()), strict=True)
+        )
     good = {tile: calls for tile, calls in runs.items() if reasons[tile] is None}
     seconds = [
-        time_interleaved({tile: calls[i] for tile, calls in good.items()}, device, 2 if toy else 15)
+        time_interleaved(
+            {tile: calls[i] for tile, calls in good.items()}, device, 2 if toy else 15
+        )
         for i in range(len(shapes))
     ]
     for tile, reason in reasons.items():

@@ -1,10 +1,10 @@
 """Compile every kernel variant that can be launched, at its shipped tile, without a GPU.
 
 `python -m ptv2_kernels.aot [--fast] [--arch 80 90 100]` prints what each kernel needs and fails if
-one must not be shipped: it spills registers, does not fit the memory of its processor, or multiplies
-16-bit matrices without the matrix instructions of its architecture. The launchers themselves run, on
-tiny CPU tensors, and what they would launch is compiled instead: the table shows the very
-specialisations that a GPU would get. TRITON_INTERPRET must not be set.
+one must not be shipped: it spills registers, does not fit the memory of its processor, or
+multiplies 16-bit matrices without the matrix instructions of its architecture. The launchers
+themselves run, on tiny CPU tensors, and what they would launch is compiled instead: the table
+shows the very specialisations that a GPU would get. TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -51,6 +51,7 @@ ARCHITECTURES = {
     100: Architecture(227 * 1024, 228 * 1024, 2048, "UTCHMMA"),
 }
 _MATRIX_INSTRUCTION = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|IMMA|DMMA)\b")
+ALL = Needs(True, True, True, True, True)
 SHORT, LONG = 48, 500  # lengths that take the one or the other backward
 
 
@@ -68,7 +69,7 @@ class Variant:
     shared: bool = False  # one prompt for all: no prompt_ids, no prompt_bounds
     float32_pool: bool = False  # under 16-bit activations
     grad_lse: bool = False
-    needs: Needs = Needs(*[True] * 5)
+    needs: Needs = ALL
 
     def __str__(self) -> str:
         names = (
@@ -213,12 +214,10 @@ def compile_variant(
     pool = (prompt_length, heads, variant.head_dim)
     pool_dtype = torch.float32 if variant.float32_pool else variant.dtype
     cu_seqlens = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32)
+    matrix = torch.zeros(*rows, heads, variant.head_dim, dtype=variant.dtype).transpose(1, 2)
+    prefix = torch.zeros(pool, dtype=pool_dtype)
     inputs = Inputs(
-        *(
-            torch.zeros(*rows, heads, variant.head_dim, dtype=variant.dtype).transpose(1, 2)
-            for _ in range(3)
-        ),
-        *(torch.zeros(pool, dtype=pool_dtype) for _ in range(2)),
+        *(matrix, matrix, matrix, prefix, prefix),
         None if variant.shared else torch.zeros(batch, dtype=torch.int64),
         None if variant.shared else torch.zeros(1, 2, dtype=torch.int32),
         torch.ones(rows, dtype=torch.bool) if variant.masked else None,

@@ -104,8 +104,8 @@ def prefix_attention_varlen(
         query, key, value: ``(tokens, heads, head_dim)``, any strides with a last one of 1.
         prefix_key, prefix_value: the pool, ``(prefix_tokens, heads, head_dim)``.
         cu_seqlens: ``(sequences + 1,)`` int32; sequence ``s`` has the tokens ``[cu_seqlens[s],
-            cu_seqlens[s + 1])``, which may be none. It rises from 0 to the number of tokens; values
-            are checked on the CPU only.
+            cu_seqlens[s + 1])``, which may be none. It rises from 0 to the number of tokens;
+            values are checked on the CPU only.
         max_seqlen: no sequence is longer. It only helps to choose kernels; a GPU never waits to
             find it out. One that is too small is an error on the CPU, and on a GPU makes gradients
             NaN.

@@ -8,9 +8,9 @@ from torch import Tensor
 class Inputs(NamedTuple):
     """The tensors, in one of two layouts that share their shapes.
 
-    Padded: a batch entry is a sequence. Packed: ``batch`` is 1, ``length`` counts the tokens of all
-    sequences, and ``cu_seqlens`` (sequences + 1,) int32 says where each begins and the last ends.
-    The backward gets None for a key or value that no needed gradient depends on.
+    Padded: a batch entry is a sequence. Packed: ``batch`` is 1, ``length`` counts the tokens of
+    all sequences, and ``cu_seqlens`` (sequences + 1,) int32 says where each begins and the last
+    ends. The backward gets None for a key or value that no needed gradient depends on.
     """
 
     query: Tensor  # (batch, heads, length, head_dim)

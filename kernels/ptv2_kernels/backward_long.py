@@ -1,4 +1,4 @@
-"""The backward of sequences of any length: dQ by blocks of rows, dK and dV by blocks of columns."""
+"""The backward of sequences of any length: dQ by blocks of rows, dK, dV by blocks of columns."""
 
 import triton
 import triton.language as tl
@@ -129,7 +129,7 @@ def _key_value_grad_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of BLOCK_N own columns of one (sequence, head), on transposed tiles."""
+    """One program: dK, dV of BLOCK_N own columns of one (sequence, head), on transposed tiles."""
     layout = (cu_seqlens_ptr, sequences, heads, length)
     block, sequence, head = locate_block(layout, BLOCK_N)
     own = locate_sequence(layout, sequence, head)

@@ -1,8 +1,8 @@
 """The gradient of the prompts alone: summed over the batch inside the kernel, in fp32.
 
-A program owns some rows of the pool, one head and a share of the sequences, and walks the sequences
-that use a prompt with such a row; how many they are, and how many prompts, is known to the device
-alone. The shares' partial sums are added at the end, so the order of all sums is fixed.
+A program owns some rows of the pool, one head and a share of the sequences, and walks the
+sequences that use a prompt with such a row; how many they are, and how many prompts, is known to
+the device alone. The shares' partial sums are added at the end, so the order of all sums is fixed.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .arguments import Needs, RowState
 from .dropout import drop, dropout_keep_unaligned
-from .launch import Launch
+from .launch import Launch, ceil_div
 from .primitives import (
     LN_2,
     load_delta,
@@ -112,7 +112,7 @@ def launch_prefix_grad(
 ) -> list[Tensor | None]:
     """Return the gradients of the pool's keys and values, (pool_rows, heads, head_dim)."""
     inputs = launch.inputs
-    blocks = triton.cdiv(launch.pool_rows, tile.block_p)
+    blocks = ceil_div(launch.pool_rows, tile.block_p)
     splits = launch.splits(launch.heads * blocks)
     sums = partial_sums(launch, needs, splits, rows.lse.dtype)
     prompt_count = 1

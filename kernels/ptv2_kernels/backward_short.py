@@ -2,8 +2,9 @@
 
 The rows of a sequence stay in registers while the program walks the prompt and the sequence's own
 keys, so P is recomputed once and five products give everything. No other program adds to what it
-writes. Where one prompt serves the whole batch and fits one tile, its gradient is summed in registers
-over the program's share of the sequences; other prompts' gradients have a kernel of their own.
+writes. Where one prompt serves the whole batch and fits one tile, its gradient is summed in
+registers over the program's share of the sequences; other prompts' gradients have a kernel of
+their own.
 """
 
 import triton

@@ -1,9 +1,9 @@
 """Dropout of attention weights: which of them a seed keeps, whatever the tile or the layout.
 
-`dropout` is (seed pointer or None, threshold, keep scale). Philox4x32-7 under the key `seed` and the
-counter (column // 8, row, head, sequence) gives eight 16-bit numbers, one for each column of a group
-of 8; those below the threshold drop theirs. The prompt's columns count from 0, a sequence's own from
-OWN_COLUMN_OFFSET.
+`dropout` is (seed pointer or None, threshold, keep scale). Philox4x32-7 under the key `seed` and
+the counter (column // 8, row, head, sequence) gives eight 16-bit numbers, one for each column of a
+group of 8; those below the threshold drop theirs. The prompt's columns count from 0, a sequence's
+own from OWN_COLUMN_OFFSET.
 """
 
 import triton

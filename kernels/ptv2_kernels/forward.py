@@ -134,10 +134,9 @@ def launch_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(query):
         _forward_kernel[(launch.blocks(tile.block_m),)](
             *(launch.matrix(x) for x in inputs[:5]), launch.cu_seqlens, *launch.counts,
-            *launch.prompts, launch.pool_rows, launch.mask, launch.dropout, launch.matrix(out), lse,
-            launch.score_scale, launch.window,
-            HAS_PREFIX=launch.pool_rows > 0, CAUSAL=options.causal, **launch.constants,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_P=tile.block_p,
-            **tile.launch_options,
+            *launch.prompts, launch.pool_rows, launch.mask, launch.dropout, launch.matrix(out),
+            lse, launch.score_scale, launch.window, HAS_PREFIX=launch.pool_rows > 0,
+            CAUSAL=options.causal, **launch.constants, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            BLOCK_P=tile.block_p, **tile.launch_options,
         )  # fmt: skip
     return out, lse

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .arguments import Inputs, Options
@@ -42,7 +41,7 @@ class Launch:
         }
 
     def matrix(self, x: Tensor | None) -> tuple[Any, ...] | None:
-        """(batch, heads, length, head_dim), or a pool (rows, heads, head_dim), with its strides."""
+        """(batch, heads, length, head_dim) or a pool, (rows, heads, head_dim), with strides."""
         if x is None:
             return None
         if x.dim() == 3:
@@ -50,15 +49,20 @@ class Launch:
         return x, 0 if self.packed else x.stride(0), x.stride(1), x.stride(2)
 
     def blocks(self, size: int) -> int:
-        """Programs that own `size` rows of one sequence and head each, as `locate_block` counts."""
+        """Programs that own `size` rows of a sequence and head each, as `locate_block` counts."""
         if self.packed:
             return (self.length // size + self.sequences) * self.heads
-        return triton.cdiv(self.length, size) * self.sequences * self.heads
+        return ceil_div(self.length, size) * self.sequences * self.heads
 
     def splits(self, tasks: int) -> int:
         """Into how many parts the batch is cut, each for `tasks` programs; they differ by one."""
-        per_split = triton.cdiv(self.sequences, triton.cdiv(PROGRAMS, tasks))
-        return triton.cdiv(self.sequences, per_split)
+        per_split = ceil_div(self.sequences, ceil_div(PROGRAMS, tasks))
+        return ceil_div(self.sequences, per_split)
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many parts of a size it takes."""
+    return -(-count // size)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

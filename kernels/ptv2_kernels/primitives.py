@@ -2,11 +2,11 @@
 
 Names inside the kernels: `rows` are query positions, `columns` key positions, `own` columns the
 sequence's keys, `positions` either. A matrix argument is (pointer, batch stride, head stride, row
-stride); `place` is (sequence, head, first row) and picks one sequence, or one prompt, out of it. In
-the packed layout the batch stride is 0, and the first row tells sequences apart. `own` is a place
-with (..., number of rows, where its mask starts, where its row state starts).
-Scores are in units of log2: `score_scale` is scale * log2(e), applied in fp32 after the product.
-Sums run in fp32, or in fp64 for fp64 inputs, which only the interpreter gets: the type of `lse`.
+stride); `place` is (sequence, head, first row) and picks one sequence, or one prompt, out of it.
+In the packed layout the batch stride is 0, and the first row tells sequences apart. `own` is a
+place with (..., number of rows, where its mask starts, where its row state starts). Scores are in
+units of log2: `score_scale` is scale * log2(e), applied in fp32 after the product. Sums run in
+fp32, or in fp64 for fp64 inputs, which only the interpreter gets: the type of `lse`.
 
 What a row must not see is never loaded: it is read as 0 and its score gets a bias of -inf. So its
 score is exactly -inf, its weight exactly 0, and neither 0 * NaN nor inf * 0 can arise.
@@ -25,8 +25,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def locate_block(layout, BLOCK: tl.constexpr):
     """Which (block of rows, sequence, head) this program owns; a head's blocks are neighbours.
 
-    Packed, block number `cu_seqlens[s] // BLOCK + s` is the first of sequence s: so each has enough,
-    and which one owns a block is found by binary search. A block past the end has nothing to do.
+    Packed, block number `cu_seqlens[s] // BLOCK + s` is the first of sequence s: so each has
+    enough, and which one owns a block is found by binary search. A block past the end has nothing
+    to do.
     """
     cu_seqlens_ptr, sequences, heads, length = layout
     program = tl.program_id(0)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .arguments import Inputs, Needs, Options
 from .philox import OWN_COLUMN_OFFSET, keep_mask
 
+
 @dataclass(frozen=True)
 class Place:
     """Where some sequences of one length lie in a (batch, heads, length, ...) tensor."""
@@ -177,19 +178,14 @@ def _by_prompt(inputs: Inputs, options: Options) -> Iterator[Rows]:
             keep = partial(keep_mask, seed, threshold, members, query.shape[1], length)
             prefix_keep = keep(0, end - start).to(precision).mul_(keep_scale)
             own_keep = keep(OWN_COLUMN_OFFSET, length).to(precision).mul_(keep_scale)
-        yield Rows(
-            place,
-            start,
-            end,
-            *(x if x is None else place.take(x).to(precision) for x in (query, key, value)),
-            *(
-                x if x is None else x[start:end].transpose(0, 1).to(precision)
-                for x in (prefix_key, prefix_value)
-            ),
-            _visible(key_mask, place, length, options, device),
-            prefix_keep,
-            own_keep,
-        )
+        own = [x if x is None else place.take(x).to(precision) for x in (query, key, value)]
+        pool = [
+            x if x is None else x[start:end].transpose(0, 1).to(precision)
+            for x in (prefix_key, prefix_value)
+        ]
+        visible = _visible(key_mask, place, length, options, device)
+        matrices = (own[0], own[1], own[2], pool[0], pool[1])
+        yield Rows(place, start, end, *matrices, visible, prefix_keep, own_keep)
 
 
 def _groups(inputs: Inputs) -> dict[tuple[int, int], list[int]]:

@@ -1,8 +1,8 @@
 """Which tile each kernel runs with: data in `tiles/*.json`, one file per GPU or architecture.
 
-A choice depends on the head size, the size of the dtype and whether there is dropout, on no length:
-so a new length compiles nothing. A file named after a GPU was measured on it; `sm_80.json` and its
-like hold what compiles for every GPU of an architecture without spilling registers.
+A choice depends on the head size, the size of the dtype and whether there is dropout, on no
+length: so a new length compiles nothing. A file named after a GPU was measured on it; `sm_80.json`
+and its like hold what compiles for every GPU of an architecture without spilling registers.
 """
 
 import json
@@ -73,9 +73,7 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def select_tiles(
-    head_dim: int, dtype: torch.dtype, dropout: bool, device: torch.device
-) -> Tiles:
+def select_tiles(head_dim: int, dtype: torch.dtype, dropout: bool, device: torch.device) -> Tiles:
     """The tiles for a head size and the queries' dtype, with or without dropout, on a device."""
     tiles = _override.get()
     if tiles is not None:
@@ -93,7 +91,8 @@ def tile_key(head_dim: int, dtype: torch.dtype, dropout: bool) -> str:
 def read_tiles(name: str, key: str) -> Tiles:
     """The tiles of a file under one key."""
     entry = json.loads((files(__package__) / "tiles" / f"{name}.json").read_text())["tiles"][key]
-    return Tiles(**{kernel: None if x is None else Tile(**x) for kernel, x in entry.items()})
+    chosen: Any = {kernel: None if x is None else Tile(**x) for kernel, x in entry.items()}
+    return Tiles(**chosen)
 
 
 def device_slug(device_name: str) -> str:

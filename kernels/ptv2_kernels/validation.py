@@ -37,9 +37,7 @@ def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
         "(sequences + 1,) int32",
         f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}",
     )
-    require(
-        max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen
-    )
+    require(max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen)
     _validate_matrices(inputs, heads=query.shape[1])
     _validate_mask(inputs.key_mask, (query.shape[0],))
     if query.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -85,7 +83,9 @@ def choose_implementation(impl: str, query: Tensor) -> str:
 def _validate_matrices(inputs: Inputs, heads: int) -> None:
     query, prefix_key = inputs.query, inputs.prefix_key
     head_dim = query.shape[-1]
-    require(query.dtype in (*TRITON_DTYPES, torch.float64), "query", "a floating dtype", query.dtype)
+    require(
+        query.dtype in (*TRITON_DTYPES, torch.float64), "query", "a floating dtype", query.dtype
+    )
     for name in ("key", "value"):
         x = getattr(inputs, name)
         shape = tuple(query.shape)

@@ -55,9 +55,7 @@ def test_packed_equals_padded(impl, mixed, options, device):
     grad_out.masked_fill_(~padded["key_mask"][:, None, :, None], 0)
     options = OPTIONS[options] | {"impl": impl}
     expected = evaluate(prefix_attention, padded, grad_out, **options)
-    result = evaluate(
-        prefix_attention_varlen, packed, pack(grad_out, LENGTHS), **options
-    )
+    result = evaluate(prefix_attention_varlen, packed, pack(grad_out, LENGTHS), **options)
     assert result[0].is_contiguous()
     per_token = [pack(x, LENGTHS) for x in expected[:4]]
     for name, x, y in zip(("out", *GRADIENTS), result, (*per_token, *expected[4:]), strict=True):
@@ -74,7 +72,9 @@ def test_packed_triton_matches_reference(dtype, device):
     _, packed = layouts(prompts=(20, 40), mixed=True, dtype=dtype, device=device)
     grad_out = torch.randn_like(packed["query"])
     result = evaluate(prefix_attention_varlen, packed, grad_out, impl="triton", dropout_p=0.1)
-    exactly = {k: v.double() if v.dtype == dtype else v for k, v in packed.items() if k in GRADIENTS}
+    exactly = {
+        k: v.double() if v.dtype == dtype else v for k, v in packed.items() if k in GRADIENTS
+    }
     expected = evaluate(
         prefix_attention_varlen,
         packed | exactly,
@@ -104,7 +104,9 @@ def test_no_tokens(impl, lengths, device):
     for name in GRADIENTS[:3]:
         packed[name] = packed[name][:0]
     packed["cu_seqlens"] = packed["cu_seqlens"][:-1]
-    out, *grads = evaluate(prefix_attention_varlen, packed, torch.empty_like(packed["query"]), impl=impl)
+    out, *grads = evaluate(
+        prefix_attention_varlen, packed, torch.empty_like(packed["query"]), impl=impl
+    )
     assert out.shape == packed["query"].shape
     assert all((grad == 0).all() for grad in grads)
 
@@ -131,7 +133,10 @@ def test_too_small_a_maximum_is_loud(device, monkeypatch):
 BAD = {
     "rank": (dict(query=torch.zeros(2, 1, 4, 16)), r"query: expected \(tokens, heads, head_dim\)"),
     "dtype": (dict(cu_seqlens=torch.tensor([0, 113])), r"cu_seqlens: expected .* int32"),
-    "shape": (dict(cu_seqlens=torch.zeros(2, 2).int()), r"cu_seqlens: expected \(sequences \+ 1,\)"),
+    "shape": (
+        dict(cu_seqlens=torch.zeros(2, 2).int()),
+        r"cu_seqlens: expected \(sequences \+ 1,\)",
+    ),
     "start": (dict(cu_seqlens=torch.tensor([1, 113]).int()), "cu_seqlens: expected values that"),
     "end": (dict(cu_seqlens=torch.tensor([0, 112]).int()), "cu_seqlens: .* from 0 to 113"),
     "order": (dict(cu_seqlens=torch.tensor([0, 9, 8, 113]).int()), "cu_seqlens: expected values"),

@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("triton")
 
-import ptv2_kernels  # registers the operator
 from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
