@@ -12,6 +12,7 @@ runs past its time does not stop the others; the exit code says that it happened
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -107,6 +108,9 @@ def main() -> None:
             print(f"== {step.name}: done before", flush=True)
         elif not run(step, output, tiles, args.rehearse):
             failed.append(step.name)
+    tuned = tiles / f"{folder.name}.json"
+    if tuned.exists() and tiles != folder:
+        shutil.copy(tuned, folder / "tile-file.json")  # where results are all that is kept
     print("failed:", ", ".join(failed) or "none")
     sys.exit(bool(failed))
 

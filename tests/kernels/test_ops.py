@@ -102,3 +102,37 @@ def test_autocast_casts_the_sequence_and_keeps_the_prompt():
     assert inputs["prefix_key"].grad.dtype == torch.float32
     rounded = {k: v.to(torch.bfloat16) if k in GRADIENTS[:3] else v for k, v in inputs.items()}
     assert torch.equal(out, prefix_attention(**rounded))
+
+
+def saved(**requires_grad):
+    """Bytes that autograd keeps of one call, by name."""
+    kept = {}
+    inputs = make_inputs(batch=3, length=8, dtype=torch.float16)
+    names = {inputs[name].data_ptr(): name for name in GRADIENTS}
+
+    def pack(x):
+        kept[names.get(x.data_ptr(), tuple(x.shape))] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        prefix_attention(**inputs | {k: inputs[k].requires_grad_() for k in requires_grad})
+    return kept
+
+
+def test_keeps_four_matrices_and_one_number_a_row():
+    """batch 3, 2 heads, 8 rows of 16; the prompt has 5 rows and is the caller's own."""
+    matrix, pool = 3 * 2 * 8 * 16 * 2, 5 * 2 * 16 * 2
+    out, lse = (3, 2, 8, 16), (3, 2, 8)
+    kept = saved(**dict.fromkeys(GRADIENTS, True))
+    expected = dict.fromkeys(GRADIENTS[:3], matrix) | dict.fromkeys(GRADIENTS[3:], pool)
+    assert kept == expected | {out: matrix, lse: 3 * 2 * 8 * 4}
+
+
+def test_keeps_no_keys_where_only_the_prompt_learns():
+    """The first layer of a frozen backbone."""
+    assert set(saved(prefix_key=True, prefix_value=True)) == {
+        *("query", "prefix_key", "prefix_value"),
+        (3, 2, 8, 16),
+        (3, 2, 8),
+    }
+    assert set(saved(prefix_value=True)) == {"query", "prefix_key", (3, 2, 8)}
