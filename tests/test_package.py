@@ -24,8 +24,9 @@ PUBLIC_NAMES = {
         "UnknownTaskError",
         "__version__",
         "prefix_attention",
+        "prefix_attention_varlen",
     ],
-    "ptv2_kernels": ["prefix_attention"],
+    "ptv2_kernels": ["prefix_attention", "prefix_attention_varlen"],
 }
 
 
@@ -81,6 +82,10 @@ def test_wheel(tmp_path: Path) -> None:
         "ptv2/data/snips/train.jsonl",
         "ptv2/data/snips/dev.jsonl",
         "ptv2_kernels/py.typed",
+        *(
+            f"ptv2_kernels/tiles/{architecture}.json"
+            for architecture in ("sm_80", "sm_90", "sm_100")
+        ),
     }
     assert files >= modules | data
     assert {name.split("/")[0] for name in files} == {
