@@ -30,7 +30,10 @@ def load_data(source: str | Path, split: str = "train") -> Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist")
     read = _read_delimited if path.suffix in (".csv", ".tsv") else _read_jsonl
-    rows = list(read(path))
+    try:
+        rows = list(read(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"data file {path}: expected readable UTF-8 text, got {error}") from error
     if not rows:
         raise ValueError(f"data file {path}: expected at least one example, got an empty file")
     names = dict.fromkeys(column for row in rows for column in row)
@@ -63,7 +66,12 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def _read_delimited(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        width = len(reader.fieldnames or ())
+        names = reader.fieldnames or ()
+        width = len(names)
+        if len(set(names)) < width:
+            raise ValueError(
+                f"data file {path}: expected distinct columns, got {', '.join(names)}"
+            )
         for row in reader:
             if None in row or None in row.values():
                 cells = width + len(row.get(None, ())) - list(row.values()).count(None)
@@ -95,7 +103,12 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
     """The sorted label names in `values`; a `ClassLabel` keeps its own names and order."""
     if isinstance(class_label, ClassLabel):
         return tuple(class_label.names)
-    distinct = set(values)
+    try:
+        distinct = set(values)
+    except TypeError:
+        raise ValueError("labels: expected names or integers, got lists") from None
+    if distinct & {None, ""}:
+        raise ValueError("labels: expected a label for every example and word, got an empty one")
     if any(isinstance(value, float) for value in distinct):
         raise ValueError("labels: expected names or integers, got floating-point numbers")
     if all(isinstance(value, int) for value in distinct):
@@ -110,7 +123,8 @@ def label_ids(
     ids = {label: i for i, label in enumerate(labels)}
     names = values
     if isinstance(class_label, ClassLabel):
-        names = (class_label.names[value] if value >= 0 else None for value in values)
+        known = dict(enumerate(class_label.names))
+        names = (known.get(value) for value in values)
     result = []
     for name in names:
         if str(name) not in ids:

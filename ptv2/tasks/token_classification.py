@@ -11,11 +11,12 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
 from transformers import DataCollatorForTokenClassification
 
+from ..heads import IGNORED
 from .data import check_columns, label_ids, label_names
 from .task import Collator, Ids, Task
 from .tokens import encode
 
-IGNORED = -100
+_CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +104,16 @@ class TokenClassification(Task):
         return {"tags": [self.labels[ids[i]] if i >= 0 else None for i in feature["word_starts"]]}
 
     def score(self, predictions: Ids, references: Ids) -> dict[str, float]:
-        """Precision, recall and F1 of entities, from tag ids (examples, length), -100 left out."""
+        """Precision, recall and F1 of entities, from tag ids (examples, length), -100 left out.
+
+        Tags of no chunk scheme, such as parts of speech, count as an entity for every word.
+        """
+        chunks = all(label == "O" or label[:2] in _CHUNK_PREFIXES for label in self.labels)
+        names = self.labels if chunks else [f"B-{label}" for label in self.labels]
         kept = [np.asarray(row) != IGNORED for row in references]
         expected, given = (
             [
-                [self.labels[i] for i in np.asarray(row)[keep]]
+                [names[i] for i in np.asarray(row)[keep]]
                 for row, keep in zip(rows, kept, strict=True)
             ]
             for rows in (references, predictions)

@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
-from ptv2.tasks.data import label_names
+from ptv2.tasks.data import label_ids, label_names
 from tests.encoder import examples, write_csv, write_jsonl
 
 
@@ -46,10 +46,22 @@ def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: expected 2 cells, got 3"),
         ("a.csv", "a,b\n1\n", r"a\.csv, line 2: expected 2 cells, got 1"),
         ("a.jsonl", '{"a": 1}\n{"a": "x"}\n', r"a\.jsonl: a column mixes types"),
+        ("a.csv", "a,a\n1,2\n", r"a\.csv: expected distinct columns, got a, a"),
+        (
+            "a.csv",
+            f"a,b\n1,{'x' * 200_000}\n",
+            r"a\.csv: expected readable UTF-8 text, got field larger",
+        ),
+        ("a.csv", "a,b\n1,\xe9\n", r"a\.csv: expected readable UTF-8 text, got 'utf-8' codec"),
+        (
+            "a.jsonl",
+            '{"a": "\xe9"}\n',
+            r"a\.jsonl: expected readable UTF-8 text, got 'utf-8' codec",
+        ),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         load_data(tmp_path / name)
 
@@ -65,6 +77,18 @@ def test_labels_are_sorted_and_class_labels_keep_their_order() -> None:
     assert label_names([0, 1], ClassLabel(names=["no", "yes", "maybe"])) == ("no", "yes", "maybe")
     with pytest.raises(ValueError, match="labels: expected names or integers, got floating"):
         label_names([0.5])
+    for missing in (None, ""):
+        with pytest.raises(ValueError, match="labels: expected a label for every example and wo"):
+            label_names(["a", missing])
+    with pytest.raises(ValueError, match="labels: expected names or integers, got lists"):
+        label_names([["a"], ["b"]])
+
+
+def test_a_class_label_out_of_range_is_no_label() -> None:
+    class_label = ClassLabel(names=["no", "yes"])
+    for value in (2, -1):
+        with pytest.raises(ValueError, match="label: expected one of the task's labels, no, yes"):
+            label_ids([0, value], ("no", "yes"), "label", class_label)
 
 
 def test_class_labels_become_the_ids_of_their_names(tmp_path: Path) -> None:

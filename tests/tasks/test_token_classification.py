@@ -85,3 +85,9 @@ def test_entity_scores_count_whole_entities(tokenizer: PreTrainedTokenizerBase) 
     scores = task.score(predictions, references)
     assert scores == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert task.majority(references)["f1"] > 0  # the commonest tag here is B-x
+
+
+def test_tags_without_a_scheme_count_word_by_word(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = TokenClassification(tokenizer, labels=("NOUN", "VERB"))
+    scores = task.score(np.array([[0, 1, 1, 0]]), np.array([[0, 0, 1, -100]]))
+    assert scores == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
