@@ -7,11 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from ptv2_kernels import launch
 from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
 from ptv2_kernels.reference import reference_backward, reference_forward
-from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
+from ptv2_kernels.testing import GRADIENTS, make_inputs, pack, relative_l2
 from ptv2_kernels.tiling import Tile, Tiles, override_tiles
 
 ON_GPU = torch.cuda.is_available()
@@ -22,6 +23,7 @@ LIMITS = {
     torch.bfloat16: 2e-2,
 }
 ALL = Needs(*[True] * 5)
+ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
 SEED = -(2**40) - 12345
 
 CASES = {
@@ -50,7 +52,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Fresh memory holds NaN, so an element that no kernel writes is noticed."""
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+    for owner, name in ALLOCATORS:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
@@ -58,6 +60,15 @@ def poisoned(function):
     def allocate(*args, **kwargs):
         x = function(*args, **kwargs)
         return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    return allocate
+
+
+def recorded(function, sizes):
+    def allocate(*args, **kwargs):
+        x = function(*args, **kwargs)
+        sizes.append(x.nbytes)
+        return x
 
     return allocate
 
@@ -222,6 +233,28 @@ def test_only_needed_gradients(needed, path, device):
     one = run(inputs, *grads, needs=Needs(*(i == needed for i in range(5))))[2:]
     for i, x in enumerate(one):
         assert torch.equal(x, every[i]) if i == needed else x is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_does_not_grow_with_the_batch(packed, path, monkeypatch, device):
+    """Beside results and delta there are the partial sums of the prompt's gradient, so many."""
+    monkeypatch.setattr(launch, "PROGRAMS", 4)
+
+    def beside_results(batch):
+        sizes = []
+        inputs = make_inputs(batch=batch, length=3, heads=1, prompts=(16,), device=device)
+        if packed:
+            for name in GRADIENTS[:3]:
+                inputs[name] = pack(inputs[name], [3] * batch).transpose(0, 1)[None]
+            inputs["cu_seqlens"] = torch.arange(0, 3 * batch + 1, 3, dtype=torch.int32).to(device)
+        grads = gradients_of_outputs(inputs)
+        with monkeypatch.context() as patch:
+            for owner, name in ALLOCATORS:
+                patch.setattr(owner, name, recorded(getattr(owner, name), sizes))
+            out, lse, *grads = run(inputs, *grads, max_length=3)
+        return sum(sizes) - sum(x.nbytes for x in (out, lse, lse, *grads[:3]))
+
+    assert beside_results(4) == beside_results(12) == 2 * 4 * 16 * 16 * 4
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"length": 0}])
