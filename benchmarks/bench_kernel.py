@@ -11,18 +11,19 @@ runs, with the inputs in the cache ("warm") or evicted from it ("cold").
 import argparse
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from measure import peak_bytes, provenance, saved_bytes, time_interleaved, write_json
-from rivals import RIVALS, AttentionInputs, Rival, Unsupported, refusals
+from rivals import RIVALS, AttentionInputs, Plan, Rival, Unsupported, forget_shapes, refusals
 from torch import Tensor
 
 from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
 
-LIMITS = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # fp32 may run in TF32
+AGREEMENT = {torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""The largest relative error of a rival that is timed; float32 may be multiplied as TF32."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,6 @@ class Problem:
     padded: bool = False  # lengths from half of `length` to all of it
     dropout_p: float = 0.0
 
-    def make(self, device: torch.device) -> AttentionInputs:
-        """Random inputs, always the same."""
-        dtype = getattr(torch, self.dtype)
-        sizes = (self.batch, self.heads, self.length, self.head_dim)
-        pools = (self.prompt_length,) * self.prompts
-        tensors = make_inputs(*sizes, prompts=pools, dtype=dtype, device=device)
-        lengths = [self.length] * self.batch
-        ids = bounds = mask = None
-        if self.padded:
-            half = self.length // 2
-            lengths = [self.length - (i * 7919) % (half + 1) for i in range(self.batch)]
-            ends = torch.tensor(lengths)[:, None]
-            mask = (torch.arange(self.length) < ends).to(device)
-        if self.prompts > 1:
-            starts = torch.arange(0, sum(pools), self.prompt_length, dtype=torch.int32)
-            bounds = torch.stack((starts, starts + self.prompt_length), 1).to(device)
-            ids = (torch.arange(self.batch) % self.prompts).to(device)
-        matrices = [tensors[name] for name in GRADIENTS]
-        return AttentionInputs(*matrices, ids, bounds, mask, lengths, self.dropout_p)
-
     def flops(self) -> int:
         """Of the forward: two products of each row with each key, padding counted as work."""
         columns = self.prompt_length + self.length
@@ -70,6 +51,30 @@ class Problem:
         pool = 2 * self.prompts * self.prompt_length * self.heads
         size = getattr(torch, self.dtype).itemsize
         return (4 * rows + pool) * self.head_dim * size + 4 * rows
+
+
+@cache
+def make(problem: Problem, device: torch.device) -> AttentionInputs:
+    """Random inputs, always the same."""
+    sizes = (problem.batch, problem.heads, problem.length, problem.head_dim)
+    pools = (problem.prompt_length,) * problem.prompts
+    dtype = getattr(torch, problem.dtype)
+    tensors = make_inputs(*sizes, prompts=pools, dtype=dtype, device=device)
+    lengths = [problem.length] * problem.batch
+    ids = [i % problem.prompts for i in range(problem.batch)]
+    prompt_ids = bounds = mask = None
+    if problem.padded:
+        half = problem.length // 2
+        lengths = [problem.length - (i * 7919) % (half + 1) for i in range(problem.batch)]
+        ends = torch.tensor(lengths)[:, None]
+        mask = (torch.arange(problem.length) < ends).to(device)
+    if problem.prompts > 1:
+        starts = torch.arange(0, sum(pools), problem.prompt_length, dtype=torch.int32)
+        bounds = torch.stack((starts, starts + problem.prompt_length), 1).to(device)
+        prompt_ids = torch.tensor(ids).to(device)
+    plan = Plan(mask, lengths, ids, problem.length, problem.prompt_length, sum(pools), device)
+    matrices = [tensors[name] for name in GRADIENTS]
+    return AttentionInputs(*matrices, prompt_ids, bounds, mask, plan, problem.dropout_p)
 
 
 PROBLEMS = {
@@ -99,40 +104,52 @@ def gradients(rival: Rival, inputs: AttentionInputs, grad_out: Tensor) -> tuple[
     return out, *torch.autograd.grad(out, tuple(matrices.values()), grad_out)
 
 
-def errors(rival: Rival, problem: Problem, device: torch.device) -> dict[str, float]:
-    """Relative errors of out and the gradients, without dropout, against float64."""
-    inputs = replace(problem, dropout_p=0.0).make(device)
-    grad_out = torch.randn_like(inputs.query)
-    if inputs.key_mask is not None:
-        grad_out.masked_fill_(~inputs.key_mask[:, None, :, None], 0)
-    exactly = replace(inputs, **{name: getattr(inputs, name).double() for name in GRADIENTS})
-    expected = gradients(RIVALS["ptv2 reference"], exactly, grad_out.double())
-    found = gradients(rival, inputs, grad_out)
-    result = {}
-    for name, x, y in zip(("out", *GRADIENTS), found, expected, strict=True):
-        if name == "out" and inputs.key_mask is not None:
-            seen = inputs.key_mask[:, None, :, None]
-            x, y = x.masked_fill(~seen, 0), y.masked_fill(~seen, 0)
-        result[name] = relative_l2(x, y)
-    return result
+@dataclass
+class Judge:
+    """The reference's results in float64, and what they say of a rival's; without dropout."""
+
+    inputs: AttentionInputs
+    grad_out: Tensor
+    expected: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, problem: Problem, device: torch.device) -> "Judge":
+        """Compute the results."""
+        inputs = make(replace(problem, dropout_p=0.0), device)
+        grad_out = torch.randn_like(inputs.query)
+        if inputs.key_mask is not None:
+            grad_out.masked_fill_(~inputs.key_mask[:, None, :, None], 0)
+        exactly = replace(inputs, **{name: getattr(inputs, name).double() for name in GRADIENTS})
+        expected = gradients(RIVALS["ptv2 reference"], exactly, grad_out.double())
+        return cls(inputs, grad_out, expected)
+
+    def errors(self, rival: Rival) -> dict[str, float]:
+        """Relative errors of out and the gradients; padded rows of out do not count."""
+        found = list(gradients(rival, self.inputs, self.grad_out))
+        expected = list(self.expected)
+        if self.inputs.key_mask is not None:
+            hidden = ~self.inputs.key_mask[:, None, :, None]
+            found[0], expected[0] = (x[0].masked_fill(hidden, 0) for x in (found, expected))
+        names = ("out", *GRADIENTS)
+        return {n: relative_l2(x, y) for n, x, y in zip(names, found, expected, strict=True)}
 
 
 def check(problem: Problem, device: torch.device) -> tuple[dict[str, Rival], list[dict[str, Any]]]:
     """The rivals whose results agree, and what was found of each."""
     good, rows = {}, []
+    judge, inputs = Judge.of(problem, device), make(problem, device)
     for name, rival in RIVALS.items():
         row: dict[str, Any] = {"rival": name}
         rows.append(row)
         try:
             with refusals(name):
-                if problem.dropout_p:
-                    rival(problem.make(device))
-                row["errors"] = errors(rival, problem, device)
+                gradients(rival, inputs, judge.grad_out)  # with dropout, if the problem has it
+                row["errors"] = judge.errors(rival)
         except Unsupported as reason:
             row["unsupported"] = str(reason)
             continue
         worst = max(row["errors"].values())
-        if worst <= LIMITS[getattr(torch, problem.dtype)]:
+        if worst <= AGREEMENT[getattr(torch, problem.dtype)]:
             good[name] = rival
         else:
             row["wrong"] = f"relative error {worst:.1e}"
@@ -141,8 +158,9 @@ def check(problem: Problem, device: torch.device) -> tuple[dict[str, Rival], lis
 
 def measure(problem: Problem, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """A row for each rival: errors, seconds and bytes, or why there are none."""
+    forget_shapes()
     rivals, rows = check(problem, device)
-    inputs = problem.make(device)
+    inputs = make(problem, device)
     leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in GRADIENTS}
     with_grad = replace(inputs, **leaves)
     grad_out = torch.randn_like(inputs.query)
@@ -232,7 +250,10 @@ def default_device() -> torch.device:
 
 
 def read_hardware(path: Path | None) -> Any:
-    return None if path is None else json.loads(path.read_text())["hardware"]
+    """The measured speeds; None where they were not measured."""
+    if path is None or not path.exists():
+        return None
+    return json.loads(path.read_text())["hardware"]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))  # started without a PYTHONPATH
+
 import torch
-from measure import commit, device_name, provenance, slug, write_json
+from measure import commit, device_name, provenance, write_json
+
+from ptv2_kernels.tiling import device_slug
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -42,11 +46,11 @@ def steps(folder: Path) -> list[Step]:
     tuning = ("--log", str(folder / "tiles.json"))
     return [
         Step("hardware", "hardware.py", 60),
-        Step("check", "check_kernels.py", 360),
+        Step("check", "check_kernels.py", 330),
         Step("kernel", "bench_kernel.py", 240, ("--problems", "short", "training", *hardware)),
         Step("tiles", "tune_tiles.py", 360, tuning),
         Step("kernel-tuned", "bench_kernel.py", 300, hardware),
-        Step("host", "bench_host.py", 90),
+        Step("host", "bench_host.py", 80),
         Step("model", "bench_model.py", 90),
     ]
 
@@ -59,12 +63,12 @@ def done(path: Path, at: str | None) -> bool:
     return bool(found["provenance"]["commit"] == at and found.get("finished"))
 
 
-def run(step: Step, output: Path, tiles: Path, rehearse: bool) -> bool:
+def run(step: Step, output: Path, tiles: Path, at: str | None, rehearse: bool) -> bool:
     """Run a step; whether it succeeded. Its result is marked as finished."""
     target = tiles if step.name == "tiles" else output
     command = [sys.executable, str(HERE / step.script), "--output", str(target), *step.arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "kernels", ROOT)))}
-    environment["HF_HUB_OFFLINE"] = "1"
+    environment |= {"HF_HUB_OFFLINE": "1"} | ({"PTV2_COMMIT": at} if at else {})
     if rehearse:
         command += ["--toy", "--device", "cpu"]
         if step.name.startswith("kernel"):
@@ -95,7 +99,7 @@ def main() -> None:
     if not args.rehearse and not torch.cuda.is_available():
         parser.error("no NVIDIA GPU is visible; --rehearse tries the steps on the CPU")
     device = torch.device("cpu" if args.rehearse else "cuda")
-    folder = args.results / ("rehearsal" if args.rehearse else slug(device_name(device)))
+    folder = args.results / ("rehearsal" if args.rehearse else device_slug(device_name(device)))
     tiles = folder if args.rehearse else args.tiles
     at = commit(HERE)
     print(json.dumps(provenance(device)), flush=True)
@@ -106,7 +110,7 @@ def main() -> None:
             continue
         if done(output, at):
             print(f"== {step.name}: done before", flush=True)
-        elif not run(step, output, tiles, args.rehearse):
+        elif not run(step, output, tiles, at, args.rehearse):
             failed.append(step.name)
     tuned = tiles / f"{folder.name}.json"
     if tuned.exists() and tiles != folder:

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,8 +17,12 @@ from torch import Tensor
 
 CACHE_BYTES = 256 * 2**20
 """Written before a cold run; more than the L2 cache of any GPU so far."""
-AHEAD_CYCLES = 400_000
-"""For so long a GPU waits while the host enqueues what is timed: so launches cost it no time."""
+CYCLES_PER_SECOND = 2e9
+"""At least the clock of a GPU: how long `torch.cuda._sleep` takes."""
+
+
+NOT_SOURCES = (":!/benchmarks/results", ":!/kernels/ptv2_kernels/tiles/nvidia-*")
+"""What these scripts write: it does not make the sources differ from their commit."""
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def commit(root: Path) -> str | None:
     found = _output("git", "-C", str(root), "rev-parse", "HEAD")
     if not found:
         return None
-    return found + ("+changes" if _output("git", "-C", str(root), "status", "--porcelain") else "")
+    status = ("git", "-C", str(root), "status", "--porcelain", "--", ":/", *NOT_SOURCES)
+    return found + ("+changes" if _output(*status) else "")
 
 
 def _output(*command: str) -> str | None:
@@ -82,38 +86,28 @@ def write_json(path: Path, content: Any) -> None:
     part.replace(path)
 
 
-def slug(name: str) -> str:
-    """A name as a file has it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def time_interleaved(
-    functions: dict[str, Callable[[], Any]],
+    functions: dict[Any, Callable[[], Any]],
     device: torch.device,
     rounds: int,
     *,
     cold: bool = False,
-    prepare: Callable[[], None] | None = None,
-) -> dict[str, float]:
+) -> dict[Any, float]:
     """Median seconds of each function; they take turns, so that a slow phase meets all of them.
+
+    On a GPU it is the work that is timed, not the launches: the GPU waits until the host has
+    enqueued all of it, unless a function itself waits for the GPU.
 
     Args:
         cold: evict the cache before each run. Else a run finds what the run before left there.
-        prepare: called before each run, not timed.
     """
     evict = torch.empty(CACHE_BYTES if cold else 0, dtype=torch.uint8, device=device)
-    timed: dict[str, list[Any]] = {name: [] for name in functions}
-    for function in functions.values():
-        for _ in range(2):  # compiles, allocates
-            if prepare is not None:
-                prepare()
-            function()
+    waits = {name: 2 * _enqueue_seconds(function, device) for name, function in functions.items()}
+    timed: dict[Any, list[Any]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            if prepare is not None:
-                prepare()
             evict.zero_()
-            timed[name].append(_time(function, device))
+            timed[name].append(_time(function, device, waits[name]))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         timed = {
@@ -123,14 +117,27 @@ def time_interleaved(
     return {name: median(seconds) for name, seconds in timed.items()}
 
 
-def _time(function: Callable[[], Any], device: torch.device) -> Any:
+def _enqueue_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """How long the host needs, once everything is compiled and allocated."""
+    seconds = 0.0
+    for _ in range(3):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        function()
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+def _time(function: Callable[[], Any], device: torch.device, wait: float) -> Any:
     """Seconds on a CPU; the events around the work on a GPU."""
     if device.type != "cuda":
         begin = time.perf_counter()
         function()
         return time.perf_counter() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(AHEAD_CYCLES)
+    torch.cuda.synchronize(device)
+    torch.cuda._sleep(int(max(wait, 1e-3) * CYCLES_PER_SECOND))
     start.record()
     function()
     end.record()

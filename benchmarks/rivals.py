@@ -8,13 +8,14 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
 
@@ -27,7 +28,7 @@ class Unsupported(Exception):
 
 @dataclass
 class AttentionInputs:
-    """The tensors of one problem; the packed ones are the same sequences without padding."""
+    """The tensors of one problem."""
 
     query: Tensor  # (batch, heads, length, head_dim)
     key: Tensor
@@ -37,7 +38,7 @@ class AttentionInputs:
     prompt_ids: Tensor | None  # (batch,)
     prompt_bounds: Tensor | None
     key_mask: Tensor | None  # (batch, length)
-    lengths: list[int]
+    plan: "Plan"
     dropout_p: float
 
     def prompts(self) -> tuple[Tensor, Tensor]:
@@ -54,17 +55,54 @@ class AttentionInputs:
             for x in (self.prefix_key, self.prefix_value)
         )
 
-    def concatenated(self, copied: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values and a mask with the prompt in front: what every other package makes."""
+    def concatenated(self, copied: bool = False) -> tuple[Tensor, Tensor]:
+        """Keys and values with the prompt in front: what every other package makes."""
         prefix_key, prefix_value = self.prompts()
         if copied:  # as a cache of past keys and values is made
             prefix_key, prefix_value = prefix_key.contiguous(), prefix_value.contiguous()
-        keys = torch.cat((prefix_key, self.key), 2)
-        values = torch.cat((prefix_value, self.value), 2)
-        if self.key_mask is None:
-            return keys, values, None
-        seen = self.key_mask.new_ones(len(self.query), prefix_key.shape[2])
-        return keys, values, torch.cat((seen, self.key_mask), 1)[:, None, None, :]
+        return torch.cat((prefix_key, self.key), 2), torch.cat((prefix_value, self.value), 2)
+
+
+class Plan:
+    """What a model prepares once for all its layers; nothing here is timed.
+
+    Args:
+        key_mask: (batch, length), or None.
+        lengths: of the sequences; known on the host, as they are to whoever tokenises.
+        prompt_ids: which prompt each sequence uses, on the host.
+    """
+
+    def __init__(
+        self, key_mask: Tensor | None, lengths: list[int], prompt_ids: list[int],
+        length: int, prompt_length: int, pool_rows: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.lengths, self.length, self.prompt_length = lengths, length, prompt_length
+        self.wide_mask: Tensor | None = None  # with the prompt in front: (batch, 1, 1, keys)
+        if key_mask is not None:
+            seen = key_mask.new_ones(len(lengths), prompt_length)
+            self.wide_mask = torch.cat((seen, key_mask), 1)[:, None, None, :]
+        # Packed: rows of the padded tokens; and of the pool with the padded tokens behind it.
+        own = [torch.arange(n) + i * length for i, n in enumerate(lengths)]
+        prompts = [torch.arange(prompt_length) + i * prompt_length for i in prompt_ids]
+        pairs = zip(prompts, own, strict=True)
+        keys = [torch.cat((prompt, pool_rows + rows)) for prompt, rows in pairs]
+        ends = torch.tensor((0, *lengths)).cumsum(0)
+        key_ends = ends + prompt_length * torch.arange(len(ends))
+        self.tokens, self.keys = torch.cat(own).to(device), torch.cat(keys).to(device)
+        self.ends, self.key_ends = ends.int().to(device), key_ends.int().to(device)
+        self.longest = max(lengths)
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """The mask as FlexAttention wants it."""
+        if self.wide_mask is None:
+            return None
+        seen = self.wide_mask[:, 0, 0]
+        return create_block_mask(
+            lambda b, h, row, column: seen[b, column],
+            *(len(seen), None, self.length, seen.shape[1]),
+            device=seen.device,
+        )
 
 
 def ptv2(impl: str, inputs: AttentionInputs) -> Tensor:
@@ -81,64 +119,80 @@ def ptv2(impl: str, inputs: AttentionInputs) -> Tensor:
 
 def ptv2_packed(impl: str, inputs: AttentionInputs) -> Tensor:
     """This package, packed; packing and unpacking is part of the call."""
-    packed, unpack = _packed(inputs, with_prompt=False)
+    plan = inputs.plan
+    matrices = (inputs.query, inputs.key, inputs.value)
     out = prefix_attention_varlen(
-        *packed[:3],
+        *(token_rows(x)[plan.tokens] for x in matrices),
         *(inputs.prefix_key, inputs.prefix_value),
-        *packed[3:],
+        *(plan.ends, plan.longest),
         prompt_ids=inputs.prompt_ids,
         prompt_bounds=inputs.prompt_bounds,
         dropout_p=inputs.dropout_p,
         impl=impl,
     )
-    return unpack(out)
+    return unpacked(out, inputs)
+
+
+def token_rows(x: Tensor) -> Tensor:
+    """(batch, heads, length, head_dim) -> (batch * length, heads, head_dim)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def packed(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens, and keys and values of each sequence behind its prompt."""
+    keys, values = (
+        torch.cat((pool, token_rows(own)))[inputs.plan.keys]
+        for pool, own in ((inputs.prefix_key, inputs.key), (inputs.prefix_value, inputs.value))
+    )
+    return token_rows(inputs.query)[inputs.plan.tokens], keys, values
+
+
+def unpacked(out: Tensor, inputs: AttentionInputs) -> Tensor:
+    """(tokens, heads, head_dim) -> (batch, heads, length, head_dim), 0 where padded."""
+    batch, _, length, _ = inputs.query.shape
+    rows = out.new_zeros(batch * length, *out.shape[1:])
+    rows = rows.index_copy(0, inputs.plan.tokens, out)
+    return rows.unflatten(0, (batch, length)).transpose(1, 2)
 
 
 def sdpa(backend: SDPBackend, copied: bool, inputs: AttentionInputs) -> Tensor:
     """Concatenate and call torch's fused attention, with one of its backends."""
-    keys, values, mask = inputs.concatenated(copied)
+    keys, values = inputs.concatenated(copied)
     with sdpa_kernel(backend):
         return F.scaled_dot_product_attention(
-            inputs.query, keys, values, attn_mask=mask, dropout_p=inputs.dropout_p
+            inputs.query, keys, values, attn_mask=inputs.plan.wide_mask, dropout_p=inputs.dropout_p
         )
 
 
 def eager(inputs: AttentionInputs) -> Tensor:
     """Concatenate, and write the textbook's formula in plain torch."""
-    keys, values, mask = inputs.concatenated()
+    keys, values = inputs.concatenated()
     scores = inputs.query @ keys.transpose(-1, -2) * inputs.query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if inputs.plan.wide_mask is not None:
+        scores = scores.masked_fill(~inputs.plan.wide_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
     return F.dropout(weights, inputs.dropout_p) @ values
 
 
 def flex(inputs: AttentionInputs) -> Tensor:
-    """Concatenate and call FlexAttention with the mask as a function."""
+    """Concatenate and call FlexAttention, compiled for the shape, with the mask as a function."""
     if inputs.dropout_p:
         raise Unsupported("no dropout")
-    keys, values, mask = inputs.concatenated()
-    block_mask = None
-    if mask is not None:
-        block_mask = _block_mask(mask[:, 0, 0], inputs.query.shape[2])
-    return _flex_attention(inputs.query.is_cuda)(inputs.query, keys, values, block_mask=block_mask)
+    keys, values = inputs.concatenated()
+    function = compiled_flex() if inputs.query.is_cuda else flex_attention
+    return function(inputs.query, keys, values, block_mask=inputs.plan.block_mask)
 
 
 @cache
-def _flex_attention(compiled: bool) -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+def compiled_flex() -> Any:
+    """FlexAttention as it is meant to be used; `forget_shapes` before a new shape."""
+    return torch.compile(flex_attention, dynamic=False)
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
 
-
-def _block_mask(seen: Tensor, length: int) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    return create_block_mask(
-        lambda b, h, row, column: seen[b, column],
-        *(len(seen), None, length, seen.shape[1]),
-        device=seen.device,
-    )
+def forget_shapes() -> None:
+    """Start compiling afresh: past its limit of shapes torch would go on without compiling."""
+    torch._dynamo.reset()
+    compiled_flex.cache_clear()
 
 
 def torch_varlen(inputs: AttentionInputs) -> Tensor:
@@ -149,11 +203,9 @@ def torch_varlen(inputs: AttentionInputs) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         raise Unsupported(str(error)) from None
-    (query, key, value, ends, longest), unpack = _packed(inputs, with_prompt=True)
-    key_ends = ends + inputs.prompts()[0].shape[2] * torch.arange(len(ends)).to(ends)
-    return unpack(
-        varlen_attn(query, key, value, ends, key_ends, longest, longest + _prompt_length(inputs))
-    )
+    plan = inputs.plan
+    longest = (plan.longest, plan.longest + plan.prompt_length)
+    return unpacked(varlen_attn(*packed(inputs), plan.ends, plan.key_ends, *longest), inputs)
 
 
 def flash_attn(inputs: AttentionInputs) -> Tensor:
@@ -162,63 +214,10 @@ def flash_attn(inputs: AttentionInputs) -> Tensor:
         function = importlib.import_module("flash_attn").flash_attn_varlen_func
     except ImportError as error:
         raise Unsupported(str(error)) from None
-    (query, key, value, ends, longest), unpack = _packed(inputs, with_prompt=True)
-    key_ends = ends + _prompt_length(inputs) * torch.arange(len(ends)).to(ends)
-    longest_key = longest + _prompt_length(inputs)
-    return unpack(
-        function(
-            *(query, key, value, ends, key_ends.int(), longest, longest_key),
-            dropout_p=inputs.dropout_p,
-        )
-    )
-
-
-def _prompt_length(inputs: AttentionInputs) -> int:
-    count = 1 if inputs.prompt_bounds is None else len(inputs.prompt_bounds)
-    return len(inputs.prefix_key) // count
-
-
-def _packed(inputs: AttentionInputs, with_prompt: bool) -> tuple[tuple[Any, ...], Any]:
-    """(query, key, value, cu_seqlens, longest) of the packed sequences, and the way back.
-
-    Which tokens are real is known on the host, as it is to whoever tokenises.
-    """
-    batch, _, length, _ = inputs.query.shape
-    device = inputs.query.device
-    places = _token_places(tuple(inputs.lengths), length, str(device))
-    own = [
-        x.transpose(1, 2).flatten(0, 1)[places] for x in (inputs.query, inputs.key, inputs.value)
-    ]
-    if with_prompt:
-        key_places = _key_places(
-            tuple(inputs.lengths), length, _prompt_length(inputs), str(device)
-        )
-        keys, values, _ = inputs.concatenated()
-        own[1:] = [x.transpose(1, 2).flatten(0, 1)[key_places] for x in (keys, values)]
-    ends = _ends(tuple(inputs.lengths), str(device))
-
-    def unpack(out: Tensor) -> Tensor:
-        rows = out.new_zeros(batch * length, *out.shape[1:])
-        return rows.index_copy(0, places, out).unflatten(0, (batch, length)).transpose(1, 2)
-
-    return (*own, ends, max(inputs.lengths)), unpack
-
-
-@cache
-def _token_places(lengths: tuple[int, ...], length: int, device: str) -> Tensor:
-    rows = [torch.arange(n) + i * length for i, n in enumerate(lengths)]
-    return torch.cat(rows).to(device)
-
-
-@cache
-def _key_places(lengths: tuple[int, ...], length: int, prompt: int, device: str) -> Tensor:
-    rows = [torch.arange(prompt + n) + i * (prompt + length) for i, n in enumerate(lengths)]
-    return torch.cat(rows).to(device)
-
-
-@cache
-def _ends(lengths: tuple[int, ...], device: str) -> Tensor:
-    return torch.tensor((0, *lengths)).cumsum(0).to(torch.int32).to(device)
+    plan = inputs.plan
+    longest = (plan.longest, plan.longest + plan.prompt_length)
+    arguments = (*packed(inputs), plan.ends, plan.key_ends, *longest)
+    return unpacked(function(*arguments, dropout_p=inputs.dropout_p), inputs)
 
 
 RIVALS: dict[str, Rival] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_kernel import Problem, default_device
+from bench_kernel import Problem, default_device, make
 from measure import device_name, provenance, time_interleaved, write_json
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from ptv2_kernels import tiling
 from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
+from ptv2_kernels.testing import relative_l2
 from ptv2_kernels.tiling import Tile, Tiles, override_tiles, read_tiles, tile_key
 
 CANDIDATES = {
@@ -62,7 +63,7 @@ def call(
         dtype=key["dtype"],
         heads=key["heads"],
     )
-    made = problem.make(device)
+    made = make(problem, device)
     seed = torch.zeros(1, dtype=torch.int64, device=device) if key["dropout"] else None
     matrices = (made.query, made.key, made.value, made.prefix_key, made.prefix_value)
     inputs = Inputs(*matrices, None, None, made.key_mask, None, seed)
@@ -81,65 +82,84 @@ def _with_tiles(tiles: Tiles, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def fits(run: Callable[[], Any]) -> str | None:
-    """Why a candidate cannot run; None if it can."""
+def refusal(run: Callable[[], Any], expected: Any) -> str | None:
+    """Why a candidate is out: it cannot run, or its result is another; None if it is good."""
     try:
-        run()
+        found = run()
     except Exception as error:  # whatever a compiler or a driver says against a candidate
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:120]}"
-    return None
+    pairs = [(x, y) for x, y in zip(found, expected, strict=True) if y is not None]
+    good = all(relative_l2(x, y) < 2e-2 for x, y in pairs if y.isfinite().all())
+    return None if good else "WRONG: its result differs from the conservative tile's"
 
 
 def tune(
-    kernel: str, base: Tiles, key: dict[str, Any], shapes: Any, device: torch.device, toy: bool
+    kernel: str,
+    base: Tiles,
+    candidates: list[tuple[int, ...]],
+    key: dict[str, Any],
+    shapes: tuple[tuple[int, int], ...],
+    device: torch.device,
 ) -> tuple[Tile | None, list[dict[str, Any]]]:
-    """The best tile, and a row for each candidate."""
-    rows: list[dict[str, Any]] = []
+    """The best tile over all shapes, (batch, length), and a row for each candidate."""
     runs: dict[Tile, list[Callable[[], Any]]] = {}
-    for numbers in (TOY_CANDIDATES if toy else CANDIDATES)[kernel]:
+    for numbers in candidates:
         tile = Tile(*numbers)
-        tiles = replace(base, **{kernel: tile})
-        if kernel != "short_grad":
-            tiles = replace(tiles, short_grad=None)
-        else:
-            shapes = ((shapes[0][0], tile.block_m),)
+        tiles = replace(base, **{"short_grad": None, kernel: tile})
         runs[tile] = [call(kernel, tiles, n, batch, key, device) for batch, n in shapes]
-    with ThreadPoolExecutor(
-        1 if toy else 12
-    ) as pool:  # most of a compilation is outside of Python
-        reasons = dict(
-            zip(runs, pool.map(lambda calls: fits(calls[0]), runs.values()), strict=True)
-        )
-    good = {tile: calls for tile, calls in runs.items() if reasons[tile] is None}
+    expected = call(
+        kernel, replace(base, short_grad=None), shapes[0][1], shapes[0][0], key, device
+    )()
+    # Most of a compilation happens outside of Python's lock.
+    with ThreadPoolExecutor(12 if device.type == "cuda" else 1) as pool:
+        reasons = pool.map(lambda calls: refusal(calls[0], expected), runs.values())
+        refused = dict(zip(runs, reasons, strict=True))
+    good = {tile: calls for tile, calls in runs.items() if refused[tile] is None}
     seconds = [
-        time_interleaved(
-            {tile: calls[i] for tile, calls in good.items()}, device, 2 if toy else 15
-        )
+        time_interleaved({tile: calls[i] for tile, calls in good.items()}, device, rounds(device))
         for i in range(len(shapes))
     ]
-    for tile, reason in reasons.items():
-        row: dict[str, Any] = {"kernel": kernel, **asdict(tile)}
+    rows = []
+    for tile, reason in refused.items():
+        row: dict[str, Any] = {"kernel": kernel, "shapes": shapes, **asdict(tile)}
         if reason is None:
             row["seconds"] = [times[tile] for times in seconds]
             ratios = [times[tile] / min(times.values()) for times in seconds]
             row["score"] = math.prod(ratios) ** (1 / len(ratios))
-        rows.append(row | ({"skipped": reason} if reason else {}))
-    best = min((row for row in rows if "score" in row), key=lambda row: row["score"], default=None)
-    fields = Tile.__dataclass_fields__
-    return None if best is None else Tile(**{name: best[name] for name in fields}), rows
+        rows.append(row | ({"refused": reason} if reason else {}))
+    scores = {tile: math.prod(times[tile] for times in seconds) for tile in good}
+    return min(scores, key=lambda tile: scores[tile], default=None), rows
 
 
-def keep_short(
-    tiles: Tiles, short: Tile, key: dict[str, Any], batch: int, device: torch.device
-) -> bool:
-    """Whether one kernel beats the backward by blocks for the sequences it can take."""
-    choices = {"short": replace(tiles, short_grad=short), "long": replace(tiles, short_grad=None)}
-    runs = {
-        name: call("short_grad", chosen, short.block_m, batch, key, device)
-        for name, chosen in choices.items()
-    }
-    seconds = time_interleaved(runs, device, 15)
-    return seconds["short"] < seconds["long"]
+def tune_short(
+    tiles: Tiles, candidates: list[tuple[int, ...]], key: dict[str, Any], batch: int,
+    device: torch.device,
+) -> tuple[Tile | None, list[dict[str, Any]]]:  # fmt: skip
+    """The best tile of the one kernel, for the longest sequences for which it beats the others.
+
+    Tiles of different height take sequences of different length: each height is a race of its own.
+    """
+    rows: list[dict[str, Any]] = []
+    for height in sorted({numbers[0] for numbers in candidates}, reverse=True):
+        racing = [numbers for numbers in candidates if numbers[0] == height]
+        best, tried = tune("short_grad", tiles, racing, key, ((batch, height),), device)
+        rows += tried
+        if best is None:
+            continue
+        runs = {
+            tile: call("short_grad", replace(tiles, short_grad=tile), height, batch, key, device)
+            for tile in (best, None)
+        }
+        seconds = time_interleaved(runs, device, rounds(device))
+        rows.append({"kernel": "backward by blocks", "rows": height, "seconds": seconds[None]})
+        if seconds[best] < seconds[None]:
+            return best, rows
+    return None, rows
+
+
+def rounds(device: torch.device) -> int:
+    """How often each candidate is timed."""
+    return 15 if device.type == "cuda" else 2
 
 
 def main() -> None:
@@ -153,9 +173,8 @@ def main() -> None:
     args = parser.parse_args()
     device, toy = args.device, args.toy
     shapes = ((2, 12),) if toy else SHAPES
-    architecture = tiling._tile_file(device)
-    if not architecture.startswith("sm_"):
-        architecture = f"sm_{torch.cuda.get_device_capability(device)[0]}0"
+    candidates = TOY_CANDIDATES if toy else CANDIDATES
+    architecture = tiling.architecture(device)
     folder = Path(tiling.__file__).parent / "tiles"
     content = json.loads((folder / f"{architecture}.json").read_text())
     log: dict[str, Any] = {"provenance": provenance(device), "tuned": {}}
@@ -165,12 +184,12 @@ def main() -> None:
         tiles = read_tiles(architecture, name)
         rows = log["tuned"][name] = []
         for kernel in tqdm(CANDIDATES, desc=name):
-            best, tried = tune(kernel, tiles, key, shapes, device, toy)
+            if kernel == "short_grad":
+                best, tried = tune_short(tiles, candidates[kernel], key, shapes[0][0], device)
+            else:
+                found, tried = tune(kernel, tiles, candidates[kernel], key, shapes, device)
+                best = found or getattr(tiles, kernel)
             rows += tried
-            if best is None or (
-                kernel == "short_grad" and not keep_short(tiles, best, key, shapes[0][0], device)
-            ):
-                best = None if kernel == "short_grad" else getattr(tiles, kernel)
             tiles = replace(tiles, **{kernel: best})
             content["tiles"][name] = asdict(tiles)
             content |= {"device": device_name(device), "provenance": {"how": "timed on it"}}

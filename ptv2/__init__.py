@@ -1,12 +1,16 @@
 """P-Tuning v2 for encoder models: deep prompts as a separate block of keys and values."""
 
+from typing import TYPE_CHECKING, Any
+
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
 
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .outputs import MixedTaskOutput
-from .predictor import Predictor
 from .task_model import TaskModel
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -21,3 +25,12 @@ __all__ = [
     "prefix_attention",
     "prefix_attention_varlen",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Predictor` when it is asked for: data sets and metrics come with it."""
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,6 +63,13 @@ def test_cold_import_leaves_triton_alone() -> None:
     run("-c", "import sys, ptv2_kernels; assert 'triton' not in sys.modules")
 
 
+def test_model_alone_needs_no_data_sets_and_no_metrics() -> None:
+    """What a machine that only computes has: torch, triton, transformers."""
+    heavy = ("datasets", "seqeval", "sklearn", "rich", "typer")
+    block = f"import sys; sys.modules.update(dict.fromkeys({heavy}))"
+    run("-c", f"{block}; import ptv2; ptv2.PromptModel, ptv2.TaskModel")
+
+
 def test_wheel(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for folder in ("ptv2", "kernels"):

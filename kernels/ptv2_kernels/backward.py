@@ -34,12 +34,13 @@ def launch_backward(
     empty = query.numel() == 0 or inputs.sequences == 0
     make_grad = torch.zeros_like if empty else torch.empty_like
     grads = [make_grad(query) if need else None for need in needs[:3]]
-    prefix_grads = [torch.zeros_like(pool) if need else None for need in needs[3:]]
+    prefix_grads: list[Tensor | None] = [None, None]
+    if empty or (needs.prefix and len(pool) == 0):
+        prefix_grads = [torch.zeros_like(pool) if need else None for need in needs[3:]]
+        needs = needs.without_prefix()
     if empty:
         return grads + prefix_grads
     launch = Launch(inputs, options)
-    if launch.pool_rows == 0:
-        needs = needs.without_prefix()
     tiles = select_tiles(launch.head_dim, query.dtype, inputs.seed is not None, query.device)
     short = tiles.short_grad_for(options.max_length)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()

@@ -18,13 +18,12 @@ from .primitives import (
     locate_block,
     locate_prompt,
     locate_sequence,
-    own_bias,
+    own_visible,
     recompute_weights,
     row_delta,
     row_range,
     score_gradient,
     store_tile,
-    visibility_bias,
     zero_non_finite,
 )
 from .tiling import Tile
@@ -51,10 +50,10 @@ def _delta_kernel(
 
 @triton.jit
 def _add_query_grad(
-    dq, q, k, v, do, bias, keep, lse, delta, dropout, score_scale, PRECISION: tl.constexpr
+    dq, q, k, v, do, visible, keep, lse, delta, dropout, score_scale, PRECISION: tl.constexpr
 ):
     """dQ plus the share dS K of one tile of keys and values, without the scale."""
-    weights = recompute_weights(q, k, bias, lse[:, None], score_scale, PRECISION)
+    weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     score_grad = score_gradient(weights, weight_grad, keep, delta[:, None], dropout)
     return tl.dot(score_grad.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -96,10 +95,9 @@ def _query_grad_kernel(
             seen = columns < prompt_length
             k = load_tile(prefix_key, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
             v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
-            bias = visibility_bias(seen)[None, :]
             keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
             dq = _add_query_grad(
-                dq, q, k, v, do, bias, keep, lse, delta, dropout, score_scale, PRECISION
+                dq, q, k, v, do, seen[None, :], keep, lse, delta, dropout, score_scale, PRECISION
             )
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
@@ -108,10 +106,10 @@ def _query_grad_kernel(
         seen = attended(key_mask_ptr, own, columns)
         k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
         v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
-        bias = own_bias(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
+        visible = own_visible(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
         keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
         dq = _add_query_grad(
-            dq, q, k, v, do, bias, keep, lse, delta, dropout, score_scale, PRECISION
+            dq, q, k, v, do, visible, keep, lse, delta, dropout, score_scale, PRECISION
         )
 
     dq *= score_scale * LN_2
@@ -153,9 +151,9 @@ def _key_value_grad_kernel(
         q = load_rows(query, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
         do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
         lse = load_lse(lse_ptr, own, rows)
-        bias = own_bias(seen[:, None], rows[None, :], columns[:, None], window, CAUSAL)
+        visible = own_visible(seen[:, None], rows[None, :], columns[:, None], window, CAUSAL)
         keep = tl.trans(dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N))
-        weights = recompute_weights(k, q, bias, lse[None, :], score_scale, PRECISION)
+        weights = recompute_weights(k, q, visible, lse[None, :], score_scale, PRECISION)
         if NEEDS_VALUE:
             kept = drop(weights, keep, dropout).to(do.dtype)
             dv = tl.dot(kept, do, dv, input_precision=PRECISION)

@@ -24,7 +24,6 @@ from .primitives import (
     recompute_weights,
     score_gradient,
     store_tile,
-    visibility_bias,
 )
 from .tiling import Tile
 
@@ -66,7 +65,6 @@ def _prefix_grad_kernel(
     for prompt in range(0, prompt_count):
         pool_start, pool_end = prompt_rows(prompts, prompt)
         visible = ((positions >= pool_start) & (positions < pool_end))[None, :]
-        bias = visibility_bias(visible)
         member = split
         last = tl.cast(sequences, tl.int64)
         if members_ptr is not None:
@@ -87,15 +85,14 @@ def _prefix_grad_kernel(
                 do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
                 lse = load_lse(lse_ptr, own, rows)
                 keep = dropout_keep_unaligned(dropout, place, rows, first - pool_start, BLOCK_P)
-                weights = recompute_weights(q, k, bias, lse[:, None], score_scale, PRECISION)
-                weights = tl.where(visible, weights, 0.0)  # another prompt's row may hold NaN
+                weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
                 if NEEDS_VALUE:
                     kept = drop(weights, keep, dropout).to(do.dtype)
                     dv = tl.dot(tl.trans(do), kept, dv, input_precision=PRECISION)
                 if NEEDS_KEY:
                     delta = load_delta(delta_ptr, own, rows)[:, None]
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-                    weight_grad = tl.where(visible, weight_grad, 0.0)
+                    weight_grad = tl.where(visible, weight_grad, 0.0)  # others' rows may hold NaN
                     score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
                     dk = tl.dot(tl.trans(q), score_grad.to(dtype), dk, input_precision=PRECISION)
 

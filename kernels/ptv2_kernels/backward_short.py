@@ -23,12 +23,11 @@ from .primitives import (
     load_tile,
     locate_prompt,
     locate_sequence,
-    own_bias,
+    own_visible,
     recompute_weights,
     row_delta,
     score_gradient,
     store_tile,
-    visibility_bias,
     zero_non_finite,
 )
 from .tiling import Tile
@@ -83,11 +82,10 @@ def _short_grad_kernel(
             for first in tl.range(0, prompt_length, BLOCK_P, num_stages=1):
                 columns = first + tl.arange(0, BLOCK_P)
                 seen = columns < prompt_length
-                bias = visibility_bias(seen)[None, :]
                 k = load_tile(prefix_key, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                 k = k.to(q.dtype)
                 keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
-                weights = recompute_weights(q, k, bias, lse, score_scale, PRECISION)
+                weights = recompute_weights(q, k, seen[None, :], lse, score_scale, PRECISION)
                 if NEEDS_PREFIX_VALUE:
                     kept = drop(weights, keep, dropout).to(do.dtype)
                     prefix_dv = tl.dot(tl.trans(do), kept, prefix_dv, input_precision=PRECISION)
@@ -108,10 +106,12 @@ def _short_grad_kernel(
             for first in range(0, rows_end, BLOCK_N):
                 columns = first + tl.arange(0, BLOCK_N)
                 seen = attended(key_mask_ptr, own, columns)
-                bias = own_bias(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
+                visible = own_visible(
+                    seen[None, :], rows[:, None], columns[None, :], window, CAUSAL
+                )
                 k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
                 keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-                weights = recompute_weights(q, k, bias, lse, score_scale, PRECISION)
+                weights = recompute_weights(q, k, visible, lse, score_scale, PRECISION)
                 if NEEDS_VALUE:
                     kept = drop(weights, keep, dropout).to(do.dtype)
                     dv = tl.dot(tl.trans(do), kept, input_precision=PRECISION) * dropout[2]
@@ -140,6 +140,15 @@ def _short_grad_kernel(
                 source = load_tile(query, place, rows, inside, HEAD_DIM, BLOCK_D)
                 dq = zero_non_finite(dq, source, key_mask_ptr, own, rows)
             store_tile(grad_query, place, dq, rows, inside, HEAD_DIM, BLOCK_D)
+
+        for beyond in range(BLOCK_M, rows_end, BLOCK_M):  # rows that were said not to be there
+            more = beyond + rows
+            if delta_ptr is not None:
+                tl.store(delta_ptr + state_start + more, float("nan"), mask=more < rows_end)
+            if NEEDS_QUERY:
+                store_tile(
+                    grad_query, place, dq * float("nan"), more, more < rows_end, HEAD_DIM, BLOCK_D
+                )
 
     positions = tl.arange(0, BLOCK_P)
     share = (split.to(tl.int64), head.to(tl.int64), 0)

@@ -22,9 +22,8 @@ from .primitives import (
     locate_block,
     locate_prompt,
     locate_sequence,
-    own_bias,
+    own_visible,
     store_tile,
-    visibility_bias,
 )
 from .tiling import select_tiles
 
@@ -40,14 +39,14 @@ def _attend_own(
     place = (sequence, head, start)
     columns = first + tl.arange(0, BLOCK_N)
     seen = None
-    bias = None
+    visible = None
     if MASKED:
         seen = attended(key_mask_ptr, own, columns)
-        bias = own_bias(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
+        visible = own_visible(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
     k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
     v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
     keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-    return attend_tile(state, q, k, v, bias, keep, dropout, score_scale, PRECISION)
+    return attend_tile(state, q, k, v, visible, keep, dropout, score_scale, PRECISION)
 
 
 @triton.jit(
@@ -88,9 +87,8 @@ def _forward_kernel(
             keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
             state = (row_max, row_sum, accumulator)
             row_max, row_sum, accumulator = attend_tile(
-                state, q, k, v, visibility_bias(seen)[None, :], keep, dropout, score_scale,
-                PRECISION,
-            )  # fmt: skip
+                state, q, k, v, seen[None, :], keep, dropout, score_scale, PRECISION
+            )
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
     if key_mask_ptr is None and window is None:

@@ -33,7 +33,7 @@ class Launch:
         self.dropout = dropout_argument(options.dropout_p, inputs.seed)
         self.score_scale = options.scale * LOG2_E.value
         window = options.window
-        self.window = None if window is None else min(window, options.max_length)
+        self.window = None if window is None else min(window, self.length)
         self.constants = {
             "PRECISION": dot_precision(inputs.query.dtype),
             "HEAD_DIM": self.head_dim,

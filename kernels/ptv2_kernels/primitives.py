@@ -8,8 +8,8 @@ place with (..., number of rows, where its mask starts, where its row state star
 units of log2: `score_scale` is scale * log2(e), applied in fp32 after the product. Sums run in
 fp32, or in fp64 for fp64 inputs, which only the interpreter gets: the type of `lse`.
 
-What a row must not see is never loaded: it is read as 0 and its score gets a bias of -inf. So its
-score is exactly -inf, its weight exactly 0, and neither 0 * NaN nor inf * 0 can arise.
+What a row must not see is never loaded: it is read as 0, and its weight is set to exactly 0 after
+the exponential. So neither 0 * NaN nor inf * 0 can arise.
 """
 
 import triton
@@ -131,19 +131,13 @@ def attended(key_mask_ptr, own, positions):
 
 
 @triton.jit
-def visibility_bias(keep):
-    """0 where `keep`, else -inf."""
-    return tl.where(keep, 0.0, -float("inf"))
-
-
-@triton.jit
-def own_bias(keep, rows, columns, window, CAUSAL: tl.constexpr):
-    """0 where a row sees an own column, else -inf; all arguments broadcast to a tile."""
+def own_visible(keep, rows, columns, window, CAUSAL: tl.constexpr):
+    """True where a row sees an own column; all arguments broadcast to a tile."""
     if CAUSAL:
         keep = keep & (columns <= rows)
     if window is not None:
         keep = keep & (columns - rows <= window) & (rows - columns <= window)
-    return visibility_bias(keep)
+    return keep
 
 
 @triton.jit
@@ -237,20 +231,24 @@ def load_delta(delta_ptr, own, rows):
 
 @triton.jit
 def attend_tile(
-    state, query, key, value, bias, keep, dropout, score_scale, PRECISION: tl.constexpr
+    state, query, key, value, visible, keep, dropout, score_scale, PRECISION: tl.constexpr
 ):
     """One step of the online softmax over a tile of keys and values: [BLOCK_N, BLOCK_D].
 
     `state` is (row maximum, row sum, accumulator [BLOCK_M, BLOCK_D]). Dropout acts on the weights
-    after they are summed. `bias` None: every row sees every key.
+    after they are summed. `visible` None: every row sees every key, with the same bits as if it
+    said so.
     """
     row_max, row_sum, accumulator = state
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale
-    if bias is not None:
-        scores += bias
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    seen_scores = scores
+    if visible is not None:
+        seen_scores = tl.where(visible, scores, -float("inf"))
+    new_max = tl.maximum(row_max, tl.max(seen_scores, 1))
     shift = tl.where(new_max == -float("inf"), 0.0, new_max)  # a row that saw nothing so far
     weights = tl.math.exp2(scores - shift[:, None])
+    if visible is not None:
+        weights = tl.where(visible, weights, 0.0)
     rescale = tl.math.exp2(row_max - shift)
     row_sum = row_sum * rescale + tl.sum(weights, 1)
     weights = drop(weights, keep, dropout).to(value.dtype)
@@ -259,10 +257,10 @@ def attend_tile(
 
 
 @triton.jit
-def recompute_weights(left, right, bias, lse, score_scale, PRECISION: tl.constexpr):
-    """A tile of P, or of its transpose if `left` holds the keys; bias and lse broadcast to it."""
-    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION) * score_scale + bias
-    return tl.math.exp2(scores - lse)
+def recompute_weights(left, right, visible, lse, score_scale, PRECISION: tl.constexpr):
+    """A tile of P, or of its transpose if `left` holds the keys; visible, lse broadcast to it."""
+    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION) * score_scale
+    return tl.where(visible, tl.math.exp2(scores - lse), 0.0)
 
 
 @triton.jit

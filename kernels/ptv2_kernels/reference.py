@@ -149,8 +149,10 @@ def reference_backward(
     if inputs.key_mask is not None and query_grad is not None:
         seen = inputs.key_mask[:, None, :, None] | inputs.query.isfinite()
         query_grad.masked_fill_(~seen, 0)
+    prefix_grads = [x if x is None else x.contiguous() for x in grads[3:]]
     return [
-        None if grad is None else grad.to(x.dtype) for grad, x in zip(grads, shapes, strict=True)
+        None if grad is None else grad.to(x.dtype)
+        for grad, x in zip(grads[:3] + prefix_grads, shapes, strict=True)
     ]
 
 

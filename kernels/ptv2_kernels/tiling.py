@@ -100,12 +100,18 @@ def device_slug(device_name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-")
 
 
-@cache
-def _tile_file(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
+    """The file for every GPU of an architecture; where there is none, that of the oldest."""
     if device.type != "cuda":
         return "sm_80"  # the interpreter's
-    name = device_slug(torch.cuda.get_device_name(device))
-    if (files(__package__) / "tiles" / f"{name}.json").is_file():
-        return name
     major, _ = torch.cuda.get_device_capability(device)
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+@cache
+def _tile_file(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = device_slug(torch.cuda.get_device_name(device))
+        if (files(__package__) / "tiles" / f"{name}.json").is_file():
+            return name
+    return architecture(device)

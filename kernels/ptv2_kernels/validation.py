@@ -37,6 +37,12 @@ def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
         "(sequences + 1,) int32",
         f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}",
     )
+    require(
+        len(cu_seqlens) > 1 or query.shape[0] == 0,
+        "cu_seqlens",
+        f"at least one sequence for {query.shape[0]} tokens",
+        "none",
+    )
     require(max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen)
     _validate_matrices(inputs, heads=query.shape[1])
     _validate_mask(inputs.key_mask, (query.shape[0],))

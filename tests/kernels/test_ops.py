@@ -29,8 +29,12 @@ def test_opcheck(dropout_p, requires_grad):
     )
 
 
-def test_opcheck_backward():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_opcheck_backward(transposed):
     args = arguments()
+    if transposed:  # pools as they are cut out of (heads, rows, head_dim)
+        pools = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in args[3:5]]
+        args = (*args[:3], *pools, *args[5:])
     out, lse = torch.ops.ptv2.prefix_attention(*args)
     needs = [True, False, True, True, False]
     torch.library.opcheck(

@@ -12,16 +12,10 @@ from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
 from ptv2_kernels.reference import reference_backward, reference_forward
-from ptv2_kernels.testing import GRADIENTS, make_inputs, pack, relative_l2
+from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, pack, relative_l2
 from ptv2_kernels.tiling import Tile, Tiles, override_tiles
 
 ON_GPU = torch.cuda.is_available()
-# On a GPU float32 products are three TF32 products.
-LIMITS = {
-    torch.float32: 1e-5 if ON_GPU else 1e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-}
 ALL = Needs(*[True] * 5)
 ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
 SEED = -(2**40) - 12345
