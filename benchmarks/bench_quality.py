@@ -36,18 +36,19 @@ Method = Callable[[Task, PromptConfig], nn.Module]
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set's folder, the kind of task, and for how long each method trains on it."""
+    """A data set's folder, the kind of task, and how long the training and the prompt are."""
 
     folder: str
     kind: str
     epochs: dict[str, int]
+    prompt_length: int = PromptConfig.prompt_length
 
 
 PROBLEMS = {
     "sst2": Problem("sst2", "sequence-classification", {"prompt": 8, "fine-tuning": 3}),
     "trec": Problem("trec", "sequence-classification", {"prompt": 8, "fine-tuning": 3}),
     "snips-intent": Problem("snips", "sequence-classification", {"prompt": 4, "fine-tuning": 2}),
-    "snips-slots": Problem("snips", "token-classification", {"prompt": 8, "fine-tuning": 3}),
+    "snips-slots": Problem("snips", "token-classification", {"prompt": 12, "fine-tuning": 3}, 128),
 }
 
 
@@ -106,7 +107,7 @@ def run(name: str, method: str, seed: int, data: Path, changes: dict[str, Any]) 
     tokenizer = AutoTokenizer.from_pretrained(encoder_directory())
     task = make_task(problem.kind, tokenizer).fit_labels(*parts)
     prompt = PromptConfig.from_dict(
-        {"task": problem.kind, "labels": task.labels}
+        {"task": problem.kind, "labels": task.labels, "prompt_length": problem.prompt_length}
         | {k: v for k, v in changes.items() if not hasattr(config, k)}
     )
     set_seed(seed)
