@@ -75,10 +75,18 @@ def padded_head_dim(head_dim: int) -> int:
 
 def select_tiles(head_dim: int, dtype: torch.dtype, dropout: bool, device: torch.device) -> Tiles:
     """The tiles for a head size and the queries' dtype, with or without dropout, on a device."""
-    tiles = _override.get()
-    if tiles is not None:
-        return tiles
-    return read_tiles(_tile_file(device), tile_key(head_dim, dtype, dropout))
+    return _override.get() or _shipped_tiles(head_dim, dtype, dropout, device)
+
+
+@cache
+def _shipped_tiles(
+    head_dim: int, dtype: torch.dtype, dropout: bool, device: torch.device
+) -> Tiles:
+    name = architecture(device)
+    if device.type == "cuda":
+        gpu = device_slug(torch.cuda.get_device_name(device))
+        name = gpu if (files(__package__) / "tiles" / f"{gpu}.json").is_file() else name
+    return read_tiles(name, tile_key(head_dim, dtype, dropout))
 
 
 def tile_key(head_dim: int, dtype: torch.dtype, dropout: bool) -> str:
@@ -87,7 +95,6 @@ def tile_key(head_dim: int, dtype: torch.dtype, dropout: bool) -> str:
     return f"{bits}-bit, head {padded_head_dim(head_dim)}" + (", dropout" if dropout else "")
 
 
-@cache
 def read_tiles(name: str, key: str) -> Tiles:
     """The tiles of a file under one key."""
     entry = json.loads((files(__package__) / "tiles" / f"{name}.json").read_text())["tiles"][key]
@@ -106,12 +113,3 @@ def architecture(device: torch.device) -> str:
         return "sm_80"  # the interpreter's
     major, _ = torch.cuda.get_device_capability(device)
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
-@cache
-def _tile_file(device: torch.device) -> str:
-    if device.type == "cuda":
-        name = device_slug(torch.cuda.get_device_name(device))
-        if (files(__package__) / "tiles" / f"{name}.json").is_file():
-            return name
-    return architecture(device)
