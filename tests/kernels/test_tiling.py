@@ -80,5 +80,5 @@ def test_a_measured_gpu_goes_first(gpu, monkeypatch, tmp_path):
     gpu("NVIDIA H100 80GB HBM3", (9, 0))
     key = tile_key(64, torch.bfloat16, True)
     chosen = select_tiles(64, torch.bfloat16, True, CUDA)
-    assert chosen == read_tiles("nvidia-h100-80gb-hbm3", key)
+    assert chosen == read_tiles("nvidia-h100-80gb-hbm3", key) != read_tiles("sm_90", key)
     assert device_slug("NVIDIA A100-SXM4-40GB") == "nvidia-a100-sxm4-40gb"
