@@ -28,6 +28,26 @@ from .primitives import (
 from .tiling import Tile
 
 
+@triton.jit
+def touching_prompts(prompts, prompt_count, first, last, CHUNK: tl.constexpr = 64):
+    """The least range [begin, end) of prompts that holds all with a pool row in [first, last)."""
+    _, prompt_bounds_ptr, _ = prompts
+    begin = 0 * prompt_count
+    end = prompt_count
+    if prompt_bounds_ptr is not None:
+        begin = prompt_count
+        end = 0 * prompt_count
+        for chunk in range(0, prompt_count, CHUNK):
+            prompt = chunk + tl.arange(0, CHUNK)
+            there = prompt < prompt_count
+            starts = tl.load(prompt_bounds_ptr + 2 * prompt, mask=there, other=0)
+            ends = tl.load(prompt_bounds_ptr + 2 * prompt + 1, mask=there, other=0)
+            touching = there & (starts < last) & (ends > first)
+            begin = tl.minimum(begin, tl.min(tl.where(touching, prompt, prompt_count)))
+            end = tl.maximum(end, tl.max(tl.where(touching, prompt + 1, 0)))
+    return begin, end
+
+
 @triton.jit(
     do_not_specialize=[
         "sequences", "heads", "length", "pool_rows", "prompt_count", "splits", "score_scale",
@@ -62,7 +82,8 @@ def _prefix_grad_kernel(
     dk = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
     dv = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
 
-    for prompt in range(0, prompt_count):
+    begin, end = touching_prompts(prompts, prompt_count, first, first + BLOCK_P)
+    for prompt in range(begin, end):
         pool_start, pool_end = prompt_rows(prompts, prompt)
         visible = ((positions >= pool_start) & (positions < pool_end))[None, :]
         member = split

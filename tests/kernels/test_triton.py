@@ -188,6 +188,13 @@ def test_prompts_may_overlap_and_leave_gaps(p, device):
     assert_close(actual, run_exact(inputs, *grads, p=p), LIMITS[torch.float32])
 
 
+def test_more_prompts_than_are_looked_at_at_once(device):
+    inputs = make_inputs(batch=4, length=5, heads=1, prompts=(1,) * 70, mixed=True, device=device)
+    inputs["prompt_ids"] = torch.tensor([69, 3, 64, 63], device=device)
+    grads = gradients_of_outputs(inputs)
+    assert_close(run(inputs, *grads), run_exact(inputs, *grads), LIMITS[torch.float32])
+
+
 def test_dropout_is_the_same_in_any_tile(device):
     inputs = make_inputs(batch=1, heads=1, length=70, prompts=(33,), device=device)
     grads = gradients_of_outputs(inputs)
