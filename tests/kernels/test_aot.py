@@ -23,7 +23,7 @@ for packed in (False, True):
             variant, 90, length, batch=batch, prompt_length=prompt_length
         )
         assert [id(kernel) for kernel in again] == [id(kernel) for kernel in first], length
-    short = compile_variant(variant, 90, 16, prompt_length=20)
+    short = compile_variant(variant, 90, 16, prompt_length=16)
     again = compile_variant(variant, 90, 1, batch=3, prompt_length=1)
     assert [id(kernel) for kernel in again] == [id(kernel) for kernel in short], packed
 """
