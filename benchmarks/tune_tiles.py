@@ -28,7 +28,7 @@ from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
 from ptv2_kernels.testing import relative_l2
-from ptv2_kernels.tiling import Tile, Tiles, override_tiles, read_tiles, tile_key
+from ptv2_kernels.tiling import Tile, Tiles, override_tiles, shipped_tiles, tile_key
 
 CANDIDATES = {
     "forward": [
@@ -181,7 +181,7 @@ def main() -> None:
     for head_dim, dtype, dropout in itertools.product(args.head_dims, args.dtypes, (False, True)):
         key = dict(head_dim=head_dim, dtype=dtype, dropout=dropout, heads=1 if toy else 12)
         name = tile_key(head_dim, getattr(torch, dtype), dropout)
-        tiles = read_tiles(architecture, name)
+        tiles = shipped_tiles(architecture, head_dim, getattr(torch, dtype), dropout)
         rows = log["tuned"][name] = []
         for kernel in tqdm(CANDIDATES, desc=name):
             if kernel == "short_grad":

@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from .arguments import Inputs, Needs, Options
 from .backward import launch_backward
 from .forward import launch_forward
-from .tiling import Tiles, override_tiles, read_tiles, tile_key
+from .tiling import Tiles, override_tiles, shipped_tiles
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Variant:
 
     def tiles(self, arch: int) -> Tiles:
         """The shipped tiles."""
-        return read_tiles(f"sm_{arch}", tile_key(self.head_dim, self.dtype, self.dropout))
+        return shipped_tiles(f"sm_{arch}", self.head_dim, self.dtype, self.dropout)
 
 
 @dataclass(frozen=True)

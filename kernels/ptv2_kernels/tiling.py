@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -86,7 +86,16 @@ def _shipped_tiles(
     if device.type == "cuda":
         gpu = device_slug(torch.cuda.get_device_name(device))
         name = gpu if (files(__package__) / "tiles" / f"{gpu}.json").is_file() else name
-    return read_tiles(name, tile_key(head_dim, dtype, dropout))
+    return shipped_tiles(name, head_dim, dtype, dropout)
+
+
+def shipped_tiles(name: str, head_dim: int, dtype: torch.dtype, dropout: bool) -> Tiles:
+    """The tiles of a file for a head size; one that a tile pads takes no short_grad.
+
+    There the masks of the padding leave that kernel too few registers.
+    """
+    tiles = read_tiles(name, tile_key(head_dim, dtype, dropout))
+    return tiles if head_dim == padded_head_dim(head_dim) else replace(tiles, short_grad=None)
 
 
 def tile_key(head_dim: int, dtype: torch.dtype, dropout: bool) -> str:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from ptv2_kernels import tiling
-from ptv2_kernels.tiling import device_slug, padded_head_dim, read_tiles, select_tiles, tile_key
+from ptv2_kernels.tiling import (
+    device_slug,
+    padded_head_dim,
+    read_tiles,
+    select_tiles,
+    shipped_tiles,
+    tile_key,
+)
 
 FOLDER = Path(tiling.__file__).parent / "tiles"
 FILES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -38,6 +45,11 @@ def test_files_are_whole(name):
 def test_every_head_size_has_tiles(head_dim):
     assert padded_head_dim(head_dim) >= head_dim
     assert select_tiles(head_dim, torch.bfloat16, True, torch.device("cpu")).forward.block_m
+
+
+def test_a_padded_head_takes_no_kernel_for_short_sequences():
+    assert shipped_tiles("sm_90", 32, torch.float16, False).short_grad is not None
+    assert shipped_tiles("sm_90", 24, torch.float16, False).short_grad is None
 
 
 @pytest.fixture
