@@ -27,11 +27,13 @@ class Tile:
     block_p: int  # keys of the prompt; a power of two, at least 16
     num_warps: int
     num_stages: int  # of the loop over the sequence; loops over prompts are not pipelined
+    max_registers: int | None = None  # given where the compiler would spill to run more programs
 
     @property
     def launch_options(self) -> dict[str, Any]:
         """What a launch passes to the compiler, beside its constants."""
-        return {
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return limit | {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,  # the default of triton until 3.10
