@@ -44,9 +44,10 @@ class Launch:
         """(batch, heads, length, head_dim) or a pool, (rows, heads, head_dim), with strides."""
         if x is None:
             return None
-        if x.dim() == 3:
-            return x, 0, x.stride(1), x.stride(0)
-        return x, 0 if self.packed else x.stride(0), x.stride(1), x.stride(2)
+        strides = x.stride()
+        if len(strides) == 3:
+            return x, 0, strides[1], strides[0]
+        return x, 0 if self.packed else strides[0], strides[1], strides[2]
 
     def blocks(self, size: int) -> int:
         """Programs that own `size` rows of a sequence and head each, as `locate_block` counts."""
