@@ -5,18 +5,16 @@
 Host time: how long a call takes to return, with work so small that the device never holds it up.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from bench_kernel import Problem, default_device, gradients, make, without_grad
-from measure import provenance, write_json
+from bench_kernel import Problem, gradients, make, without_grad
+from measure import argument_parser, provenance, write_json
 from rivals import RIVALS, Unsupported, refusals
 
 from ptv2_kernels import prefix_attention
@@ -98,10 +96,7 @@ def compiled(problem: Problem, device: torch.device, backend: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", type=torch.device, default=default_device())
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     problem = Problem(1, 16, heads=2, dtype="float32" if args.toy else "bfloat16")
     bank = replace(problem, prompts=2, batch=2)

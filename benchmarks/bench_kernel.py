@@ -8,7 +8,6 @@ what disagrees, or refuses the inputs, is listed with the reason. Times are medi
 runs, with the inputs in the cache ("warm") or evicted from it ("cold").
 """
 
-import argparse
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -16,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import peak_bytes, provenance, saved_bytes, time_interleaved, write_json
+from measure import (
+    argument_parser,
+    peak_bytes,
+    provenance,
+    saved_bytes,
+    time_interleaved,
+    write_json,
+)
 from rivals import RIVALS, AttentionInputs, Plan, Rival, Unsupported, forget_shapes, refusals
 from torch import Tensor
 
@@ -39,6 +45,7 @@ class Problem:
     dtype: str = "bfloat16"
     padded: bool = False  # lengths from half of `length` to all of it
     dropout_p: float = 0.0
+    seed: int = 0  # of the numbers
 
     def flops(self) -> int:
         """Of the forward: two products of each row with each key, padding counted as work."""
@@ -59,7 +66,7 @@ def make(problem: Problem, device: torch.device) -> AttentionInputs:
     sizes = (problem.batch, problem.heads, problem.length, problem.head_dim)
     pools = (problem.prompt_length,) * problem.prompts
     dtype = getattr(torch, problem.dtype)
-    tensors = make_inputs(*sizes, prompts=pools, dtype=dtype, device=device)
+    tensors = make_inputs(*sizes, prompts=pools, dtype=dtype, device=device, seed=problem.seed)
     lengths = [problem.length] * problem.batch
     ids = [i % problem.prompts for i in range(problem.batch)]
     prompt_ids = bounds = mask = None
@@ -221,13 +228,10 @@ def table(name: str, problem: Problem, rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--hardware", type=Path, help="result of hardware.py, for the roofline")
-    parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     hardware = read_hardware(args.hardware)
     results = {"provenance": provenance(args.device), "hardware": hardware, "problems": {}}
@@ -243,10 +247,6 @@ def main() -> None:
         }
         write_json(args.output, results)
         print(table(name, problem, rows), flush=True)
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_hardware(path: Path | None) -> Any:

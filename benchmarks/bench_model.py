@@ -6,17 +6,21 @@ The encoder is BERT-base with random weights. The rival is the same encoder with
 joined to the keys and values of every layer and sample, on torch's fused attention.
 """
 
-import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_kernel import default_device
-from measure import peak_bytes, provenance, saved_bytes, time_interleaved, write_json
+from measure import (
+    argument_parser,
+    peak_bytes,
+    provenance,
+    saved_bytes,
+    time_interleaved,
+    write_json,
+)
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BertModel
 
@@ -154,10 +158,7 @@ def measure(device: torch.device, toy: bool, prompt_length: int, shape: tuple[in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", type=torch.device, default=default_device())
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     cases = [(4, (2, 12))] if args.toy else [(20, (32, 128)), (128, (32, 128)), (20, (8, 512))]
     results = {"provenance": provenance(args.device), "cases": []}

@@ -6,7 +6,6 @@ Results and gradients against the reference in float64; the same bits in 100 run
 bits alone and in a batch. Exits with 1 if anything is wrong.
 """
 
-import argparse
 import itertools
 import os
 import shutil
@@ -16,12 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench_kernel import default_device
-from measure import provenance, write_json
+from measure import argument_parser, provenance, write_json
 from torch import Tensor
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
@@ -151,40 +148,40 @@ def check_bits(device: torch.device, toy: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def check_memory(device: torch.device) -> dict[str, Any] | None:
-    """What compute-sanitizer says of one run; None where it is not installed."""
+def check_memory(device: torch.device) -> Iterator[dict[str, Any]]:
+    """What compute-sanitizer says of a few calls; nothing where it is not installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None or device.type != "cuda":
-        return None
+        return
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, __file__]
+    command += ["--few", "--output", os.devnull]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # a block per tensor
     try:
         result = subprocess.run(
-            [*command, "--few"], capture_output=True, text=True, timeout=120, env=environment
+            command, capture_output=True, text=True, timeout=120, env=environment
         )
+        good, said = result.returncode == 0, result.stdout[-500:] + result.stderr[-500:]
     except subprocess.TimeoutExpired:
-        return {"case": "compute-sanitizer", "good": True, "said": "out of time, nothing known"}
-    said = result.stdout[-500:] + result.stderr[-500:]
-    return {"case": "compute-sanitizer", "good": result.returncode == 0, "said": said}
+        good, said = False, "out of time: nothing is known"
+    yield {"case": "compute-sanitizer", "good": good, "said": said}
 
 
 def few_errors(device: torch.device) -> float:
     """The worst error of a few calls that run every kernel, with odd sizes."""
     found = [
-        worst_error(*make_case("packed", prompts, lengths, torch.float16, 24, device=device), p)
+        worst_error(
+            *make_case("packed", prompts, lengths, torch.float16, 24, device=device),
+            {"dropout_p": 0.1},
+        )
         for lengths in ([128, 77], [300, 5])
         for prompts in ("one prompt", "bank")
-        for p in ({"dropout_p": 0.1},)
     ]
     return max(found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", type=torch.device, default=default_device())
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
+    parser = argument_parser(__doc__)
     parser.add_argument("--few", action="store_true", help="a few calls, then stop")
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.few:
         sys.exit(few_errors(args.device) > LIMITS[torch.float16])
@@ -192,18 +189,17 @@ def main() -> None:
     parts = (
         check_bits(args.device, args.toy),
         check_numbers(args.device, args.toy),
-        filter(None, [check_memory(args.device)]),
+        check_memory(args.device),
     )
     origin = provenance(args.device)
     for row in itertools.chain(*parts):
         rows.append(row)
         if not row["good"]:
             print("WRONG", row, flush=True)
-        if args.output is not None and len(rows) % 20 == 0:
+        if len(rows) % 20 == 0:
             write_json(args.output, {"provenance": origin, "cases": rows})
     wrong = sum(not row["good"] for row in rows)
-    if args.output is not None:
-        write_json(args.output, {"provenance": origin, "wrong": wrong, "cases": rows})
+    write_json(args.output, {"provenance": origin, "wrong": wrong, "cases": rows})
     print(f"{len(rows)} cases, {wrong} wrong")
     sys.exit(bool(wrong))
 

@@ -103,6 +103,10 @@ def main() -> None:
     tiles = folder if args.rehearse else args.tiles
     at = commit(HERE)
     print(json.dumps(provenance(device)), flush=True)
+    names = [step.name for step in steps(folder)]
+    unknown = set(args.steps or ()) - set(names)
+    if unknown:
+        parser.error(f"--steps: expected some of {', '.join(names)}, got {', '.join(unknown)}")
     failed = []
     for step in steps(folder):
         output = folder / f"{step.name}.json"

@@ -3,12 +3,8 @@
 python benchmarks/hardware.py --output results/hardware.json
 """
 
-import argparse
-from pathlib import Path
-
 import torch
-from bench_kernel import default_device
-from measure import provenance, time_interleaved, write_json
+from measure import argument_parser, provenance, time_interleaved, write_json
 
 
 def measure(device: torch.device, size: int, rounds: int) -> dict[str, float]:
@@ -28,10 +24,7 @@ def measure(device: torch.device, size: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", type=torch.device, default=default_device())
-    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     found = measure(args.device, 256 if args.toy else 8192, 3 if args.toy else 20)
     write_json(args.output, {"provenance": provenance(args.device), "hardware": found})

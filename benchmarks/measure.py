@@ -1,5 +1,6 @@
 """What the benchmarks share: timing, memory, and where a result comes from."""
 
+import argparse
 import json
 import os
 import platform
@@ -39,6 +40,20 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "commit": commit(root),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every script has: where to run, how large, where the result goes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", type=torch.device, default=default_device())
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--output", type=Path, required=True)
+    return parser
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:

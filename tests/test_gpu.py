@@ -27,6 +27,10 @@ def test_every_step_writes_its_result(tmp_path):
         found = json.loads((tmp_path / "rehearsal" / f"{step}.json").read_text())
         assert found["finished"], step
         assert found["provenance"]["versions"]["torch"], step
+    tiles = json.loads((tmp_path / "rehearsal" / "tiles.json").read_text())
+    rows = [row for rows in tiles["tuned"].values() for row in rows]
+    assert rows
+    assert not [row for row in rows if "refused" in row]
     kernel = json.loads((tmp_path / "rehearsal" / "kernel.json").read_text())
     rows = {row["rival"]: row for row in kernel["problems"]["bank"]["rivals"]}
     assert rows["ptv2 triton"]["seconds"]["forward, warm"] > 0
@@ -57,3 +61,9 @@ def test_needs_a_gpu():
     )
     assert result.returncode == 2
     assert "no NVIDIA GPU is visible" in result.stderr
+
+
+def test_unknown_step(tmp_path):
+    result = rehearse(tmp_path, "--steps", "kernels")
+    assert result.returncode == 2
+    assert "--steps: expected some of hardware, check" in result.stderr
