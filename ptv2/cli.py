@@ -18,7 +18,7 @@ from .demo import run as run_demo
 from .model import PromptModel
 from .predictor import Predictor
 from .report import print_fields, print_scores, scores_of
-from .tasks import TASKS, load_data, make_task
+from .tasks import TASKS, SequenceClassification, load_data, make_task
 from .training import METRICS, TrainConfig, evaluate, write_json, write_text
 from .training import train as train_task
 
@@ -74,8 +74,10 @@ def train(
     validation: Annotated[str, option("As --train; it picks the best epoch.")],
     output: Annotated[Path, option("Directory for the prompt, its settings and metrics.")],
     name: Annotated[str | None, option("Name of the task, if not that of the directory.")] = None,
-    train_split: Annotated[str, option("Split of a named dataset.")] = "train",
-    validation_split: Annotated[str, option("Split of a named dataset.")] = "validation",
+    train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
+    validation_split: Annotated[
+        str | None, option("Split of a named dataset: validation.")
+    ] = None,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     label_column: LabelColumn = None,
@@ -91,7 +93,7 @@ def train(
     init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
         PromptConfig.init_std
     ),
-    pooling: Annotated[str, option("mean or first.")] = PromptConfig.pooling,
+    pooling: Annotated[str | None, option("mean or first, for one label a text.")] = None,
     learning_rate: Annotated[float, option("Peak of the schedule.")] = TrainConfig.learning_rate,
     head_learning_rate: Annotated[float | None, option("The head's, if another.")] = (
         TrainConfig.head_learning_rate
@@ -126,7 +128,10 @@ def train(
         tokens_column=tokens_column,
         tags_column=tags_column,
     )
-    parts = load_data(train, train_split), load_data(validation, validation_split)
+    parts = (
+        load_data(train, train_split),
+        load_data(validation, validation_split, "validation"),
+    )
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
     reader = make_task(task, predictor.tokenizer, max_length=predictor.max_length, **columns)
     reader = reader.fit_labels(*parts)
@@ -138,8 +143,11 @@ def train(
         "injection": injection,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
-        "pooling": pooling,
     }
+    if pooling is not None:
+        if task != SequenceClassification.kind:
+            raise ValueError(f"pooling: {task} pools nothing, expected none, got {pooling!r}")
+        prompt["pooling"] = pooling
     name = name or output.resolve().name
     set_seed(seed)
     predictor.model.add_task(name, PromptConfig.from_dict(prompt))
@@ -155,7 +163,7 @@ def train(
 def evaluate_prompt(
     prompt: PromptDir,
     data: Annotated[str, option(DATA)],
-    split: Annotated[str, option("Split of a named dataset.")] = "test",
+    split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
     backbone: Backbone = None,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
@@ -168,7 +176,7 @@ def evaluate_prompt(
 ) -> None:
     """Score a saved prompt on labelled data."""
     refuse_overwriting(output, overwrite)
-    examples = load_data(data, split)
+    examples = load_data(data, split, "test")
     predictor, (name,) = load_prompts([prompt], backbone, max_length)
     reader = predictor.task(
         name,
@@ -194,7 +202,7 @@ def predict(
     text: Annotated[list[str] | None, option("A text; may be repeated.")] = None,
     text_pair: Annotated[list[str] | None, option("The second text of each --text.")] = None,
     data: Annotated[str | None, option("File or dataset, instead of --text.")] = None,
-    split: Annotated[str, option("Split of a named dataset.")] = "test",
+    split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
     backbone: Backbone = None,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
@@ -220,7 +228,7 @@ def predict(
         text_pair_column = "text_pair" if text_pair else None
     else:
         assert data is not None
-        examples = load_data(data, split)
+        examples = load_data(data, split, "test")
     predictor, names = load_prompts(prompt, backbone, max_length)
     readers = {
         name: predictor.task(

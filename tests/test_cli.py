@@ -148,6 +148,18 @@ def test_bad_training_options(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_option_that_nothing_reads(work: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "out")
+    message = fails(*training(work, *CITIES, *SHORT), *output, "--pooling", "first")
+    assert message == "pooling: token-classification pools nothing, expected none, got 'first'"
+    message = fails(*training(work, *SENTIMENT, *SHORT), *output, "--train-split", "test")
+    assert message.endswith("train.jsonl has no splits, expected None, got 'test'")
+    source = ("--prompt", work / "sentiment", "--data", work / "dev.jsonl", "--split", "dev")
+    for command in ("eval", "predict"):
+        assert "has no splits" in fails(command, *source)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,22 +11,28 @@ from datasets import ClassLabel, Dataset, load_dataset
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
 
-def load_data(source: str | Path, split: str = "train") -> Dataset:
+def load_data(
+    source: str | Path, split: str | None = None, default_split: str = "train"
+) -> Dataset:
     """Read examples.
 
     Args:
         source: a `.jsonl` file (an object a line), a `.csv` or `.tsv` file (with a header),
             or what `datasets.load_dataset` takes, as `"name"` or `"name:config"`.
-        split: the split of a named dataset; a file has no splits.
+        split: the split of a named dataset, if not the default; a file has none.
+        default_split: the split of a named dataset if none is asked for.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is empty or a line cannot be read; the message names file and line.
+        ValueError: a split of a file is asked for, or the file is empty or a line cannot be read;
+            the message names file and line.
     """
     path = Path(source)
     if path.suffix not in FILE_SUFFIXES:
         name, _, config = str(source).partition(":")
-        return load_dataset(name, config or None, split=split)
+        return load_dataset(name, config or None, split=split or default_split)
+    if split is not None:
+        raise ValueError(f"split: file {path} has no splits, expected None, got {split!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist")
     read = _read_delimited if path.suffix in (".csv", ".tsv") else _read_jsonl
