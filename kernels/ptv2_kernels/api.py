@@ -57,8 +57,9 @@ def prefix_attention(
         window: row ``i`` sees the prompt and its own columns with ``|i - j| <= window``.
         return_lse: also return the log-sum-exp of the scores, natural log, ``(batch, heads,
             length)`` float32; -inf for a row that sees nothing. It is differentiable.
-        impl: "triton" (CUDA; on the CPU only with TRITON_INTERPRET=1), "reference", or "auto":
-            triton for CUDA tensors, else reference. An explicit choice never falls back.
+        impl: "triton" (CUDA; on the CPU only with TRITON_INTERPRET=1), "native" (CPU),
+            "reference", or "auto": triton for CUDA tensors, native for those of a CPU in up to
+            32 bits if it was built, else reference. An explicit choice never falls back.
 
     Returns:
         ``(batch, heads, length, head_dim)``, laid out so that ``.transpose(1, 2)`` is contiguous.

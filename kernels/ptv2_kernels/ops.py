@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .arguments import Inputs, Needs, Options
 
+IMPLEMENTATIONS = ("triton", "native", "reference")
+
 # As in Inputs and Options, and in their order; what the backward may lack is optional there.
 _OPTIONAL = (
     "Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, Tensor? cu_seqlens, Tensor? seed"
@@ -39,10 +41,12 @@ def _forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     match impl:
         case "triton":
             from .forward import launch_forward as launch
+        case "native":
+            from .native import native_forward as launch
         case "reference":
             from .reference import reference_forward as launch
         case _:
-            raise NotImplementedError(f"impl: expected 'triton' or 'reference', got {impl!r}")
+            raise NotImplementedError(f"impl: expected {IMPLEMENTATIONS}, got {impl!r}")
     with torch.autocast(query.device.type, enabled=False):
         return launch(inputs, Options(*options))
 
@@ -54,10 +58,12 @@ def _backward(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Te
     match impl:
         case "triton":
             from .backward import launch_backward as launch
+        case "native":
+            from .native import native_backward as launch
         case "reference":
             from .reference import reference_backward as launch
         case _:
-            raise NotImplementedError(f"impl: expected 'triton' or 'reference', got {impl!r}")
+            raise NotImplementedError(f"impl: expected {IMPLEMENTATIONS}, got {impl!r}")
     with torch.autocast(grad_out.device.type, enabled=False):
         grads = launch(grad_out, grad_lse, inputs, out, lse, Needs(*needs), Options(*options))
     return tuple(grad_out.new_empty(0) if grad is None else grad for grad in grads)

@@ -11,27 +11,29 @@ from ptv2_kernels.testing import GRADIENTS, make_inputs
 MIXED = dict(prompts=(5, 3), mixed=True, masked=True, batch=4)
 
 
-def arguments(dropout_p=0.0, seed=None, requires_grad=False):
+def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference"):
     """Positional arguments of torch.ops.ptv2.prefix_attention."""
     inputs = make_inputs(**MIXED)
     leaves = [inputs[name].requires_grad_(requires_grad) for name in GRADIENTS]
     optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], None, seed]
     length = inputs["query"].shape[2]
-    return (*leaves, *optional, dropout_p, 0.25, False, None, length, "reference")
+    return (*leaves, *optional, dropout_p, 0.25, False, None, length, impl)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_opcheck(dropout_p, requires_grad):
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_opcheck(impl, dropout_p, requires_grad):
     seed = torch.tensor([7]) if dropout_p else None
     torch.library.opcheck(
-        torch.ops.ptv2.prefix_attention.default, arguments(dropout_p, seed, requires_grad)
+        torch.ops.ptv2.prefix_attention.default, arguments(dropout_p, seed, requires_grad, impl)
     )
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_opcheck_backward(transposed):
-    args = arguments()
+@pytest.mark.parametrize("impl", ["reference", "native"])
+def test_opcheck_backward(impl, transposed):
+    args = arguments(impl=impl)
     if transposed:  # pools as they are cut out of (heads, rows, head_dim)
         pools = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in args[3:5]]
         args = (*args[:3], *pools, *args[5:])

@@ -1,0 +1,124 @@
+// Rows of a Matrix to and from fp32 scratch, padded so that products need no masks.
+#pragma once
+
+#include <ATen/Dispatch.h>
+
+#include <cmath>
+
+#include "call.h"
+#include "vectors.h"
+
+namespace ptv2 {
+
+// kLanes elements, or `count` of them and zeros, as floats.
+template <typename scalar_t>
+inline Vec load_floats(const scalar_t* src, int64_t count = kLanes) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return count == kLanes ? Vec::loadu(src) : Vec::loadu(src, count);
+  } else {
+    float lanes[kLanes] = {};
+    if (count == kLanes) {
+      for (int64_t i = 0; i < kLanes; ++i) {
+        lanes[i] = static_cast<float>(src[i]);
+      }
+    } else {
+      std::copy(src, src + count, lanes);
+    }
+    return Vec::loadu(lanes);
+  }
+}
+
+template <typename scalar_t>
+inline void store_floats(scalar_t* dst, Vec values, int64_t count = kLanes) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    values.store(dst, static_cast<int>(count));
+  } else {
+    float lanes[kLanes];
+    values.store(lanes);
+    for (int64_t i = 0; i < count; ++i) {
+      dst[i] = static_cast<scalar_t>(lanes[i]);
+    }
+  }
+}
+
+// Convert rows of `matrix` into dst (count, width): row i comes from base + columns[first + i], or
+// base + first + i without columns. Columns beyond head_dim and rows up to `padded_count` get 0.
+inline void load_rows(
+    float* dst, int64_t width, const Matrix& matrix, int64_t entry, int64_t head, int64_t base,
+    const int32_t* columns, int64_t first, int64_t count, int64_t padded_count,
+    int64_t head_dim) {
+  const int64_t whole = head_dim / kLanes * kLanes;
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kBFloat16, at::kHalf, matrix.dtype, "load_rows", [&] {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = base + (columns == nullptr ? first + i : columns[first + i]);
+          const auto* src = reinterpret_cast<const scalar_t*>(matrix.row(entry, head, row));
+          for (int64_t d = 0; d < head_dim; d += 64 / sizeof(scalar_t)) {
+            __builtin_prefetch(src + matrix.head_stride + d, 0, 2);
+          }
+          for (int64_t d = 0; d < whole; d += kLanes) {
+            load_floats(src + d).store(dst + i * width + d);
+          }
+          if (whole < width) {
+            load_floats(src + whole, head_dim - whole).store(dst + i * width + whole);
+          }
+        }
+      });
+  std::fill(dst + count * width, dst + padded_count * width, 0.0f);
+}
+
+// Convert src (count, width) times `factor` into the rows that load_rows would read.
+inline void store_rows(
+    const Matrix& matrix, int64_t entry, int64_t head, int64_t base, const int32_t* columns,
+    int64_t first, int64_t count, const float* src, int64_t width, int64_t head_dim,
+    float factor) {
+  const int64_t whole = head_dim / kLanes * kLanes;
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kBFloat16, at::kHalf, matrix.dtype, "store_rows", [&] {
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = base + (columns == nullptr ? first + i : columns[first + i]);
+          auto* dst = reinterpret_cast<scalar_t*>(matrix.row(entry, head, row));
+          const float* values = src + i * width;
+          for (int64_t d = 0; d < whole; d += kLanes) {
+            store_floats(dst + d, Vec::loadu(values + d) * Vec(factor));
+          }
+          if (whole < width) {
+            store_floats(dst + whole, Vec::loadu(values + whole) * Vec(factor), head_dim - whole);
+          }
+        }
+      });
+}
+
+// Replace what is not finite by 0 in the rows whose position is masked.
+inline void finite_where_masked(
+    float* rows, int64_t width, const Call& call, const Sequence& sequence, int64_t first,
+    int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (!call.attended(sequence, first + i)) {
+      for (int64_t d = 0; d < width; ++d) {
+        float& value = rows[i * width + d];
+        value = std::isfinite(value) ? value : 0.0f;
+      }
+    }
+  }
+}
+
+// dst (head_dim, rows) = factor * src (rows, width)^T; `rows` is a multiple of kLanes.
+inline void transpose(
+    float* dst, int64_t dst_stride, const float* src, int64_t width, int64_t rows,
+    int64_t head_dim, float factor) {
+  for (int64_t d = 0; d < head_dim; d += kLanes) {
+    const int64_t depth = std::min(kLanes, head_dim - d);
+    for (int64_t i = 0; i < rows; i += kLanes) {
+      float* block = dst + d * dst_stride + i;
+      at::vec::transpose_mxn<float>(
+          src + i * width + d, width, block, dst_stride, static_cast<int>(kLanes),
+          static_cast<int>(depth));
+      for (int64_t k = 0; k < depth; ++k) {
+        (Vec::loadu(block + k * dst_stride) * Vec(factor)).store(block + k * dst_stride);
+      }
+    }
+  }
+}
+
+}  // namespace ptv2

@@ -1,0 +1,212 @@
+"""The native CPU implementation against the reference in float64."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ptv2_kernels import native, prefix_attention, validation
+from ptv2_kernels.arguments import Needs
+from ptv2_kernels.native import native_backward, native_forward
+from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, relative_l2
+from tests.kernels.numerics import CASES, assert_close, call, gradients_of_outputs, run_exact
+
+# More than one block of rows, of keys and of the prompt, each with a remainder.
+LARGE = {
+    "large": ({"length": 201, "head_dim": 64, "prompts": (150,), "masked": True}, {}),
+    "large-mixed": ({"batch": 5, "length": 133, "prompts": (20, 0, 130), "mixed": True}, {}),
+    "large-causal": ({"length": 300, "prompts": (7,), "masked": True}, {"causal": True, "p": 0.1}),
+    "large-window": ({"length": 300, "head_dim": 17}, {"window": 70, "p": 0.1}),
+    "head-160": ({"length": 20, "head_dim": 160}, {}),
+    "head-1": ({"length": 5, "head_dim": 1}, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fresh memory holds NaN, so an element that is never written is noticed."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run(*args, **options):
+    return call(native_forward, native_backward, *args, **options)
+
+
+@pytest.mark.parametrize("case", CASES | LARGE)
+def test_matches_reference(case):
+    kwargs, options = (CASES | LARGE)[case]
+    inputs = make_inputs(**kwargs, poisoned=True)
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads, **options)
+    assert actual[0].transpose(1, 2).is_contiguous()
+    assert_close(actual, run_exact(inputs, *grads, **options), LIMITS[torch.float32])
+    if "key_mask" in inputs:
+        masked = ~inputs["key_mask"][:, None, :, None].expand_as(inputs["query"])
+        assert all((x[masked] == 0).all() for x in actual[2:5])
+
+
+@pytest.mark.parametrize("head_dim", [32, 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pool_dtype", [None, torch.float32])
+def test_half_precision(dtype, pool_dtype, head_dim):
+    inputs = make_inputs(length=137, head_dim=head_dim, prompts=(20,), masked=True, dtype=dtype)
+    for name in GRADIENTS[3:]:
+        inputs[name] = inputs[name].to(pool_dtype or dtype)
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads, p=0.1)
+    assert [x.dtype for x in actual[2:]] == [inputs[name].dtype for name in GRADIENTS]
+    assert_close(actual, run_exact(inputs, *grads, p=0.1), LIMITS[dtype])
+
+
+def test_any_strides():
+    """Slices of one fused projection, and the expanded gradient of `out.sum()`."""
+    fused = torch.randn(2, 9, 3, 2, 16)
+    pool = torch.randn(2, 2, 5, 16)  # (key or value, heads, rows, head_dim)
+    query, key, value = fused.transpose(1, 3).unbind(2)
+    inputs = dict(zip(GRADIENTS, (query, key, value, *pool.transpose(1, 2)), strict=True))
+    inputs["key_mask"] = torch.rand(9, 2).T < 0.5
+    grad_out, grad_lse = torch.ones(()).expand(2, 2, 9, 16), torch.ones(()).expand(2, 2, 9)
+    expected = run_exact(inputs, grad_out, grad_lse)
+    assert_close(run(inputs, grad_out, grad_lse), expected, LIMITS[torch.float32])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_prompts_may_overlap_and_leave_gaps(p):
+    inputs = make_inputs(batch=5, length=9, heads=1, prompts=(45,))
+    bounds = [[3, 24], [20, 39], [30, 30], [40, 44], [20, 39]]
+    inputs["prompt_bounds"] = torch.tensor(bounds, dtype=torch.int32)
+    inputs["prompt_ids"] = torch.tensor([0, 1, -1, 0, 4])
+    unused = torch.ones(45, dtype=torch.bool)
+    unused[3:39] = False
+    for name in GRADIENTS[3:]:
+        inputs[name][unused] = float("nan")
+    grads = gradients_of_outputs(inputs)
+    actual = run(inputs, *grads, p=p)
+    assert all((x[unused] == 0).all() for x in actual[5:])
+    assert_close(actual, run_exact(inputs, *grads, p=p), LIMITS[torch.float32])
+
+
+def test_unmasked_nan_stays_in_its_sequence():
+    """As in softmax: NaN in one key makes NaN of every row that sees it, and of no other."""
+    inputs = make_inputs(batch=3, length=20)
+    inputs["key"][1, :, 4] = float("nan")
+    out, lse, *_ = run(inputs, *gradients_of_outputs(inputs))
+    assert out[1].isnan().all()
+    assert lse[1].isnan().all()
+    assert out[[0, 2]].isfinite().all()
+
+
+def test_extreme_scores():
+    inputs = make_inputs(length=40, prompts=(5,))
+    inputs["query"] *= 60
+    grads = gradients_of_outputs(inputs)
+    actual, expected = run(inputs, *grads), run_exact(inputs, *grads)
+    # fp32 scores of size s carry an error of about s * 2^-24 into every weight.
+    error = (60 * 16 * 2**-24) * 4
+    assert all(relative_l2(x, y) <= error for x, y in zip(actual, expected, strict=True))
+
+
+def test_same_bits_whatever_the_threads(threads):
+    inputs = make_inputs(batch=9, length=75, prompts=(5, 9), mixed=True, masked=True)
+    grads = gradients_of_outputs(inputs)
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        results.append(run(inputs, *grads, p=0.1))
+    for result in results[1:]:
+        for x, y in zip(result, results[0], strict=True):
+            assert torch.equal(x.nan_to_num(7), y.nan_to_num(7))
+
+
+def test_independent_of_the_rest_of_the_batch():
+    inputs = make_inputs(batch=5, length=18, prompts=(4, 6), mixed=True, masked=True)
+    grads = gradients_of_outputs(inputs)
+    whole = run(inputs, *grads)
+    per_sequence = {"query", "key", "value", "prompt_ids", "key_mask"}
+    alone = {name: x[2:3] if name in per_sequence else x for name, x in inputs.items()}
+    single = run(alone, *(x[2:3] for x in grads))
+    assert all(torch.equal(x[2:3], y) for x, y in zip(whole[:5], single[:5], strict=True))
+
+
+@pytest.mark.parametrize("needed", range(5))
+def test_only_needed_gradients(needed):
+    inputs = make_inputs(heads=1)
+    grads = gradients_of_outputs(inputs)
+    every = run(inputs, *grads)[2:]
+    one = run(inputs, *grads, needs=Needs(*(i == needed for i in range(5))))[2:]
+    for i, x in enumerate(one):
+        assert torch.equal(x, every[i]) if i == needed else x is None
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"length": 0}, {"heads": 0}], ids=str)
+def test_empty(empty):
+    inputs = make_inputs(**empty)
+    out, lse, *grads = run(inputs, *gradients_of_outputs(inputs))
+    assert out.shape == inputs["query"].shape
+    assert lse.shape == out.shape[:3]
+    for grad, name in zip(grads, GRADIENTS, strict=True):
+        assert torch.equal(grad, torch.zeros_like(inputs[name]))
+
+
+def test_auto_takes_native():
+    inputs = make_inputs()
+    assert validation.choose_implementation("auto", inputs["query"]) == "native"
+    assert validation.choose_implementation("auto", inputs["query"].double()) == "reference"
+    with pytest.raises(NotImplementedError, match="query: impl 'native' takes float16"):
+        prefix_attention(**make_inputs(dtype=torch.float64), impl="native")
+
+
+def test_without_native_auto_says_so_once(monkeypatch):
+    monkeypatch.setattr(native, "WHY_MISSING", "_native_x.so was not built")
+    validation._say_missing.cache_clear()
+    inputs = make_inputs()
+    with pytest.warns(UserWarning, match="uses the slower reference: _native_x.so was not built"):
+        expected = prefix_attention(**inputs)
+    assert torch.equal(prefix_attention(**inputs), expected)  # a second warning would be an error
+    with pytest.raises(NotImplementedError, match="impl: 'native' is not here: _native_x"):
+        prefix_attention(**inputs, impl="native")
+    validation._say_missing.cache_clear()
+
+
+CHECK = """
+import sys, torch
+from ptv2_kernels import native
+from ptv2_kernels.testing import GRADIENTS, LIMITS
+from tests.kernels.test_native import make_inputs, gradients_of_outputs, run, run_exact
+from tests.kernels.numerics import assert_close
+print(native.library_path().name, native.WHY_MISSING)
+for head_dim in (20, 64):
+    inputs = make_inputs(length=137, head_dim=head_dim, prompts=(20,), masked=True)
+    grads = gradients_of_outputs(inputs)
+    expected = run_exact(inputs, *grads, p=0.1)
+    assert_close(run(inputs, *grads, p=0.1), expected, LIMITS[torch.float32])
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_on_a_smaller_instruction_set(capability):
+    library = native.library_path().with_name(f"_native_{capability}.so")
+    if not library.is_file():
+        pytest.skip(f"no {capability} on this processor")
+    environment = os.environ | {
+        "ATEN_CPU_CAPABILITY": capability,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.stdout == f"_native_{capability}.so None\n", process.stderr
+    assert process.returncode == 0, process.stderr
