@@ -27,7 +27,7 @@ def _load(library: Path) -> str | None:
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        return f"{library.name} does not load: {error}"
+        return f"{library.name} does not load: {error.__cause__ or error}"
     return None
 
 

@@ -5,12 +5,10 @@
 // gradients are sums in scratch and the query's gradient grows over the tiles. The prompt's are
 // summed over the task's sequences, and over the tasks in a second step of fixed order: the same
 // bits whatever the number of threads.
-//
-//   P = exp(S - lse)   dV = (P M)^T dO   dS = P (M (dO V^T) - delta)   dQ = scale dS K   dK = scale dS^T Q
 #include <numeric>
 
+#include "backward_tiles.h"
 #include "tasks.h"
-#include "tiles.h"
 
 namespace ptv2 {
 namespace {
@@ -36,64 +34,6 @@ struct Partials {
   }
 };
 
-struct Workspace {
-  Workspace(int64_t head_dim, int64_t longest, int64_t longest_prompt)
-      : width(round_up(head_dim, kLanes)),
-        blocks((longest + kBlockRows - 1) / kBlockRows),
-        prompt_rows(round_up(longest_prompt, kBlockKeys)),
-        scratch(
-            5 * Scratch::size(blocks * kBlockRows * width) +
-            2 * Scratch::size(blocks * kBlockRows) + 4 * Scratch::size(kBlockKeys * width) +
-            2 * Scratch::size(prompt_rows * width) +
-            3 * Scratch::size(kBlockKeys * kBlockRows) + Scratch::size(4 * kBlockRows)),
-        query(scratch.take(blocks * kBlockRows * width)),
-        query_t(scratch.take(blocks * kBlockRows * width)),
-        d_out(scratch.take(blocks * kBlockRows * width)),
-        d_out_t(scratch.take(blocks * kBlockRows * width)),
-        d_query(scratch.take(blocks * kBlockRows * width)),
-        lse(scratch.take(blocks * kBlockRows)),
-        delta(scratch.take(blocks * kBlockRows)),
-        own{scratch.take(kBlockKeys * width), scratch.take(kBlockKeys * width)},
-        d_key(scratch.take(kBlockKeys * width)),
-        d_value(scratch.take(kBlockKeys * width)),
-        prompt{scratch.take(prompt_rows * width), scratch.take(prompt_rows * width)},
-        weights(scratch.take(kBlockKeys * kBlockRows)),
-        d_scores(scratch.take(kBlockKeys * kBlockRows)),
-        factors(scratch.take(kBlockKeys * kBlockRows)),
-        words(reinterpret_cast<uint32_t*>(scratch.take(4 * kBlockRows))) {}
-
-  int64_t width;
-  int64_t blocks;
-  int64_t prompt_rows;
-  Scratch scratch;
-  // Of one sequence: (blocks, kBlockRows, width), and transposed (blocks, head_dim, kBlockRows).
-  float* query;
-  float* query_t;  // times scale and log2 e
-  float* d_out;
-  float* d_out_t;
-  float* d_query;
-  float* lse;  // times log2 e; +inf where a row sees nothing
-  float* delta;
-  // Of a tile of keys.
-  KeyTile own;
-  float* d_key;
-  float* d_value;
-  KeyTile prompt;  // (prompt_rows, width)
-  // Of a tile of scores, (kBlockKeys, kBlockRows).
-  float* weights;
-  float* d_scores;
-  float* factors;
-  uint32_t* words;
-};
-
-// Where a tile's keys, values and gradients are in scratch.
-struct TileSums {
-  const float* key;
-  const float* value;
-  float* d_key;    // nullptr: not asked for
-  float* d_value;  // nullptr: not asked for
-};
-
 float dot(const float* a, const float* b, int64_t count) {
   Vec sum(0.0f);
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -104,36 +44,44 @@ float dot(const float* a, const float* b, int64_t count) {
   return std::accumulate(lanes, lanes + kLanes, 0.0f);
 }
 
+// Fill the workspace's pieces of a sequence.
+template <typename Format>
 void load_sequence(
-    const Call& call, const Gradients& g, Workspace& w, const Sequence& sequence, int64_t head) {
-  const int64_t d = call.head_dim;
+    const Call& call, const Gradients& g, BackwardWorkspace<Format>& w, const Sequence& sequence,
+    int64_t head) {
+  using Element = typename Format::Element;
   for (int64_t first = 0; first < sequence.length; first += kBlockRows) {
     const int64_t count = std::min(kBlockRows, sequence.length - first);
-    const int64_t rows = round_up(count, kLanes);
-    const int64_t place = first * w.width;
-    float *query = w.query + place, *d_out = w.d_out + place, *out = w.d_query + place;
-    float *lse = w.lse + first, *delta = w.delta + first;
+    const int64_t rows = round_up(count, kLanes), place = first * w.width;
     const auto load = [&](float* dst, const Matrix& matrix) {
       load_rows(
           dst, w.width, matrix, sequence.entry, head, sequence.start, nullptr, first, count, rows,
-          d);
+          call.head_dim);
     };
-    load(query, call.query);
-    load(d_out, g.grad_out);
-    finite_where_masked(query, w.width, call, sequence, first, count);
-    finite_where_masked(d_out, w.width, call, sequence, first, count);
-    transpose(w.query_t + place, kBlockRows, query, w.width, rows, d, call.options.scale * kLog2E);
-    transpose(w.d_out_t + place, kBlockRows, d_out, w.width, rows, d, 1.0f);
+    const auto prepare = [&](float* floats, Element* over_rows, Element* transposed) {
+      finite_where_masked(floats, w.width, call, sequence, first, count);
+      Format::over_rows(floats, over_rows + place / Format::kDepth, rows, w.width);
+      transpose(
+          transposed + place, kBlockRows, Format::over_columns(floats, w.columns, rows, w.width),
+          w.depth, rows, w.depth);
+    };
+    load(w.query_rows + place, call.query);
+    load(w.d_out_rows + place, g.grad_out);
+    prepare(w.query_rows + place, w.query, w.query_t);
+    prepare(w.d_out_rows + place, w.d_out, w.d_out_t);
 
+    float *lse = w.lse + first, *delta = w.delta + first;
     std::fill_n(lse, rows, kInfinity);
     std::fill_n(delta, rows, 0.0f);
     if (g.out.data != nullptr) {
-      load(out, g.out);
+      load(w.out_rows, g.out);
     }
     const float* row_lse = g.lse.row(sequence.entry, head, sequence.start + first);
     for (int64_t i = 0; i < count; ++i) {
       lse[i] = row_lse[i] == -kInfinity ? kInfinity : row_lse[i] * kLog2E;
-      delta[i] = g.out.data == nullptr ? 0.0f : dot(d_out + i * w.width, out + i * w.width, w.width);
+      if (g.out.data != nullptr) {
+        delta[i] = dot(w.d_out_rows + place + i * w.width, w.out_rows + i * w.width, w.width);
+      }
       if (g.grad_lse.data != nullptr) {
         delta[i] -= g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
       }
@@ -142,93 +90,37 @@ void load_sequence(
   std::fill_n(w.d_query, round_up(sequence.length, kBlockRows) * w.width, 0.0f);
 }
 
-// weights = P M and d_scores = P (M dP - delta), from scores and dP in the same places.
-void weigh(
-    Workspace& w, const Options& options, int64_t first_row, int64_t count, int64_t rows,
-    bool needs_scores) {
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    const Vec lse = Vec::loadu(w.lse + first_row + i), delta = Vec::loadu(w.delta + first_row + i);
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t at = j * kBlockRows + i;
-      const Vec weight = exp2(Vec::loadu(w.weights + at) - lse);
-      const Vec factor = options.dropout ? Vec::loadu(w.factors + at) : Vec(1.0f);
-      (weight * factor).store(w.weights + at);
-      if (needs_scores) {
-        const Vec d_weight = Vec::loadu(w.d_scores + at) * factor;
-        (weight * (d_weight - delta)).store(w.d_scores + at);
-      }
-    }
-  }
-}
-
-// Add what rows [first_row, first_row + count) give to the gradients of keys [first, first + keys).
-void tile_gradients(
-    const Call& call, const Gradients& g, Workspace& w, const Keys& keys, const TileSums& tile,
-    int64_t first, int64_t count, const Sequence& sequence, int64_t head, int64_t first_row) {
-  const int64_t rows = round_up(std::min(kBlockRows, sequence.length - first_row), kLanes);
-  const int64_t place = first_row * w.width, d = call.head_dim;
-  const bool needs_scores = tile.d_key != nullptr || g.needs.query;
-  multiply<false>(
-      tile.key, w.width, w.query_t + place, kBlockRows, w.weights, kBlockRows, count, rows, d,
-      false);
-  if (needs_scores) {
-    multiply<false>(
-        tile.value, w.width, w.d_out_t + place, kBlockRows, w.d_scores, kBlockRows, count, rows, d,
-        false);
-  }
-  hide(w.weights, call.options, keys, first, count, first_row, rows);
-  if (call.options.dropout) {
-    dropout_factors(
-        w.factors, kBlockRows, call.options,
-        [&](int64_t j) { return keys.dropout_column(first + j); }, count, first_row, rows, head,
-        sequence.index, w.words);
-  }
-  weigh(w, call.options, first_row, count, rows, needs_scores);
-  if (tile.d_value != nullptr) {
-    multiply<false>(
-        w.weights, kBlockRows, w.d_out + place, w.width, tile.d_value, w.width, count, w.width,
-        rows, true);
-  }
-  if (tile.d_key != nullptr) {
-    multiply<false>(
-        w.d_scores, kBlockRows, w.query + place, w.width, tile.d_key, w.width, count, w.width,
-        rows, true);
-  }
-  if (g.needs.query) {
-    multiply<true>(
-        w.d_scores, kBlockRows, tile.key, w.width, w.d_query + place, w.width, rows, w.width,
-        count, true);
-  }
-}
-
-// All query blocks that see some of the keys [first, first + count).
+// All blocks of rows that see some of a tile's keys, which are `range` of `keys`.
+template <typename Format>
 void walk_rows(
-    const Call& call, const Gradients& g, Workspace& w, const Keys& keys, const TileSums& tile,
-    int64_t first, int64_t count, const Sequence& sequence, int64_t head) {
+    const Call& call, const Needs& needs, BackwardWorkspace<Format>& w, const Keys& keys,
+    const KeyTile<Format>& tile, const TileSums& sums, const Range& range,
+    const Sequence& sequence, int64_t head) {
   for (int64_t row = 0; row < sequence.length; row += kBlockRows) {
     const int64_t rows = std::min(kBlockRows, sequence.length - row);
     const Range seen = visible_keys(call.options, keys, row, rows);
-    if (seen.begin < first + count && first < seen.end) {
-      tile_gradients(call, g, w, keys, tile, first, count, sequence, head, row);
+    if (seen.begin < range.end && range.begin < seen.end) {
+      tile_gradients(call, needs, w, keys, tile, sums, range, sequence, head, row);
     }
   }
 }
 
+template <typename Format>
 void own_gradients(
-    const Call& call, const Gradients& g, Workspace& w, const Sequence& sequence, int64_t head) {
+    const Call& call, const Gradients& g, BackwardWorkspace<Format>& w, const Sequence& sequence,
+    int64_t head) {
   const Keys keys = own_keys(call, sequence);
+  const TileSums sums{g.needs.key ? w.d_key : nullptr, g.needs.value ? w.d_value : nullptr};
   for (int64_t first = 0; first < keys.count; first += kBlockKeys) {
-    const int64_t count = std::min(kBlockKeys, keys.count - first);
+    const Range range{first, std::min(first + kBlockKeys, keys.count)};
+    const int64_t count = range.end - range.begin;
     w.own.load(keys, head, first, count, w.width, call.head_dim);
     std::fill_n(w.d_key, kBlockKeys * w.width, 0.0f);
     std::fill_n(w.d_value, kBlockKeys * w.width, 0.0f);
-    const TileSums tile{
-        w.own.key, w.own.value, g.needs.key ? w.d_key : nullptr,
-        g.needs.value ? w.d_value : nullptr};
-    walk_rows(call, g, w, keys, tile, first, count, sequence, head);
-    const auto store = [&](const Matrix& to, float* sums, float factor) {
+    walk_rows(call, g.needs, w, keys, w.own, sums, range, sequence, head);
+    const auto store = [&](const Matrix& to, const float* from, float factor) {
       store_rows(
-          to, sequence.entry, head, keys.base, keys.columns, first, count, sums, w.width,
+          to, sequence.entry, head, keys.base, keys.columns, first, count, from, w.width,
           call.head_dim, factor);
     };
     if (g.needs.key) {
@@ -240,17 +132,19 @@ void own_gradients(
   }
 }
 
+template <typename Format>
 void store_query_gradient(
-    const Call& call, const Gradients& g, Workspace& w, const Sequence& sequence, int64_t head) {
+    const Call& call, const Gradients& g, BackwardWorkspace<Format>& w, const Sequence& sequence,
+    int64_t head) {
   for (int64_t i = 0; i < sequence.length; ++i) {
-    float* row = w.d_query + i * w.width;
     if (!call.attended(sequence, i)) {
       // What is not finite at a masked place counted as the constant 0.
       load_rows(
-          w.query, w.width, call.query, sequence.entry, head, sequence.start, nullptr, i, 1, 1,
+          w.out_rows, w.width, call.query, sequence.entry, head, sequence.start, nullptr, i, 1, 1,
           call.head_dim);
       for (int64_t d = 0; d < call.head_dim; ++d) {
-        row[d] = std::isfinite(w.query[d]) ? row[d] : 0.0f;
+        float& value = w.d_query[i * w.width + d];
+        value = std::isfinite(w.out_rows[d]) ? value : 0.0f;
       }
     }
   }
@@ -259,28 +153,27 @@ void store_query_gradient(
       w.width, call.head_dim, call.options.scale);
 }
 
+template <typename Format>
 void chunk_gradients(
-    const Call& call, const Gradients& g, Workspace& w, const Chunk& chunk, Partials& partials,
-    int64_t head) {
-  const Sequence& any = call.sequences[chunk.members.front()];
-  const Keys prompt = prompt_keys(call, any);
-  const bool walk_prompt = prompt.count > 0 && (g.needs.query || g.needs.prefix());
-  for (int64_t first = 0; walk_prompt && first < prompt.count; first += kBlockKeys) {
-    KeyTile tile{w.prompt.key + first * w.width, w.prompt.value + first * w.width};
-    tile.load(
-        prompt, head, first, std::min(kBlockKeys, prompt.count - first), w.width, call.head_dim);
+    const Call& call, const Gradients& g, BackwardWorkspace<Format>& w, const Chunk& chunk,
+    Partials& partials, int64_t head) {
+  const Keys prompt = prompt_keys(call, call.sequences[chunk.members.front()]);
+  const int64_t prompt_count = g.needs.query || g.needs.prefix() ? prompt.count : 0;
+  for (int64_t first = 0; first < prompt_count; first += kBlockKeys) {
+    const int64_t count = std::min(kBlockKeys, prompt_count - first);
+    w.prompt.at(first * w.width).load(prompt, head, first, count, w.width, call.head_dim);
   }
   for (const int64_t member : chunk.members) {
     const Sequence& sequence = call.sequences[member];
     load_sequence(call, g, w, sequence, head);
-    for (int64_t first = 0; walk_prompt && first < prompt.count; first += kBlockKeys) {
+    for (int64_t first = 0; first < prompt_count; first += kBlockKeys) {
+      const Range range{first, std::min(first + kBlockKeys, prompt_count)};
       const int64_t row = chunk.partial + first;
-      const TileSums tile{
-          w.prompt.key + first * w.width, w.prompt.value + first * w.width,
+      const TileSums sums{
           g.needs.prefix_key ? partials.at(partials.key, head, row) : nullptr,
           g.needs.prefix_value ? partials.at(partials.value, head, row) : nullptr};
-      const int64_t count = std::min(kBlockKeys, prompt.count - first);
-      walk_rows(call, g, w, prompt, tile, first, count, sequence, head);
+      walk_rows(
+          call, g.needs, w, prompt, w.prompt.at(first * w.width), sums, range, sequence, head);
     }
     if (g.needs.own()) {
       own_gradients(call, g, w, sequence, head);
@@ -324,6 +217,24 @@ std::vector<Chunk> chunks_by_prompt(const Call& call) {
   return chunks;
 }
 
+template <typename Format>
+void run_chunks(
+    const Call& call, const Gradients& g, const std::vector<Chunk>& chunks, Partials& partials) {
+  using Workspace = BackwardWorkspace<Format>;
+  int64_t longest = 0, longest_prompt = 0;
+  for (const Sequence& sequence : call.sequences) {
+    longest = std::max(longest, sequence.length);
+    longest_prompt = std::max(longest_prompt, sequence.prompt_length);
+  }
+  for_each_task<Workspace>(
+      call.heads * static_cast<int64_t>(chunks.size()),
+      [&] { return Workspace(call.head_dim, longest, longest_prompt); },
+      [&](Workspace& workspace, int64_t task) {
+        const Chunk& chunk = chunks[task / call.heads];
+        chunk_gradients(call, g, workspace, chunk, partials, task % call.heads);
+      });
+}
+
 void sum_partials(
     const Call& call, const std::vector<Chunk>& chunks, Partials& partials,
     std::vector<float>& sums, const Matrix& grad, float factor) {
@@ -348,11 +259,6 @@ void sum_partials(
 
 void backward(const Call& call, const Gradients& g) {
   const std::vector<Chunk> chunks = chunks_by_prompt(call);
-  int64_t longest = 0, longest_prompt = 0;
-  for (const Sequence& sequence : call.sequences) {
-    longest = std::max(longest, sequence.length);
-    longest_prompt = std::max(longest_prompt, sequence.prompt_length);
-  }
   Partials partials{{}, {}, 0, round_up(call.head_dim, kLanes)};
   for (const Chunk& chunk : chunks) {
     partials.rows += round_up(chunk.prompt_length, kTileRows);
@@ -360,14 +266,11 @@ void backward(const Call& call, const Gradients& g) {
   const int64_t size = call.heads * partials.rows * partials.width;
   partials.key.resize(g.needs.prefix_key ? size : 0);
   partials.value.resize(g.needs.prefix_value ? size : 0);
-
-  const int64_t count = static_cast<int64_t>(chunks.size());
-  for_each_task<Workspace>(
-      call.heads * count, [&] { return Workspace(call.head_dim, longest, longest_prompt); },
-      [&](Workspace& workspace, int64_t task) {
-        const Chunk& chunk = chunks[task / call.heads];
-        chunk_gradients(call, g, workspace, chunk, partials, task % call.heads);
-      });
+  if (call.query.dtype == at::kBFloat16 && has_pairs()) {
+    run_chunks<Pairs>(call, g, chunks, partials);
+  } else {
+    run_chunks<Floats>(call, g, chunks, partials);
+  }
   if (g.needs.prefix_key) {
     sum_partials(call, chunks, partials, partials.key, g.prefix_key, call.options.scale);
   }

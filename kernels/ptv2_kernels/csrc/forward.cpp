@@ -3,37 +3,54 @@
 // A task owns a block of query rows of one (head, sequence) and walks tiles of keys with a running
 // maximum and sum (Milakov and Gimelshein 2018). Tasks go sequence by sequence, whose rows lie close
 // together in memory, and a prompt's rows stay in cache for the sequences that share them.
+#include "formats.h"
 #include "tasks.h"
 #include "tiles.h"
 
 namespace ptv2 {
 namespace {
 
+template <typename Format>
 struct Workspace {
+  using Element = typename Format::Element;
+
   explicit Workspace(int64_t head_dim)
       : width(round_up(head_dim, kLanes)),
+        depth(width / Format::kDepth),
         scratch(
             3 * Scratch::size(kBlockRows * width) + 2 * Scratch::size(kBlockKeys * width) +
-            2 * Scratch::size(kBlockKeys * kBlockRows) + 7 * Scratch::size(kBlockRows)),
+            2 * Scratch::size(kBlockKeys * kBlockRows) + 7 * Scratch::size(kBlockRows) +
+            Format::scratch(kBlockRows * width + 2 * kBlockKeys * width + kBlockKeys * kBlockRows)),
         query(scratch.take(kBlockRows * width)),
-        query_t(scratch.take(kBlockRows * width)),
+        query_elements(scratch.take<Element>(Format::scratch(kBlockRows * width))),
+        query_t(scratch.take<Element>(kBlockRows * width)),
         out(scratch.take(kBlockRows * width)),
-        tile{scratch.take(kBlockKeys * width), scratch.take(kBlockKeys * width)},
+        key(scratch.take(kBlockKeys * width)),
+        value(scratch.take(kBlockKeys * width)),
+        key_elements(scratch.take<Element>(Format::scratch(kBlockKeys * width))),
+        value_elements(scratch.take<Element>(Format::scratch(kBlockKeys * width))),
         scores(scratch.take(kBlockKeys * kBlockRows)),
+        weights(scratch.take<Element>(Format::scratch(kBlockKeys * kBlockRows))),
         factors(scratch.take(kBlockKeys * kBlockRows)),
         row_max(scratch.take(kBlockRows)),
         row_sum(scratch.take(kBlockRows)),
         correction(scratch.take(kBlockRows)),
-        words(reinterpret_cast<uint32_t*>(scratch.take(4 * kBlockRows))) {}
+        words(scratch.take<uint32_t>(4 * kBlockRows)) {}
 
   int64_t width;  // head_dim up to a multiple of kLanes
+  int64_t depth;  // the same in elements
   Scratch scratch;
-  float* query;    // (kBlockRows, width)
-  float* query_t;  // (head_dim, kBlockRows), times scale and log2 e
-  float* out;      // (kBlockRows, width), not yet divided by row_sum
-  KeyTile tile;
-  float* scores;   // (kBlockKeys, kBlockRows)
-  float* factors;  // dropout's, as scores
+  float* query;  // (kBlockRows, width)
+  Element* query_elements;
+  Element* query_t;  // (depth, kBlockRows)
+  float* out;        // (kBlockRows, width), not yet divided by row_sum
+  float* key;        // (kBlockKeys, width)
+  float* value;
+  Element* key_elements;    // over columns
+  Element* value_elements;  // over rows
+  float* scores;            // (kBlockKeys, kBlockRows), times scale and log2 e
+  Element* weights;         // over keys
+  float* factors;           // dropout's, as scores
   float* row_max;
   float* row_sum;
   float* correction;
@@ -50,7 +67,9 @@ struct Block {
 
 // Turn scores (count, rows) into weights under the new maximum; leave how the old ones shrink in
 // `correction`.
-void softmax_tile(Workspace& w, int64_t count, int64_t rows, bool dropout) {
+template <typename Format>
+void softmax_tile(Workspace<Format>& w, int64_t count, int64_t rows, bool dropout) {
+  auto* weights = Format::pick(w.scores, w.weights);
   for (int64_t i = 0; i < rows; i += kLanes) {
     const Vec old_max = Vec::loadu(w.row_max + i);
     Vec new_max = old_max;
@@ -60,14 +79,17 @@ void softmax_tile(Workspace& w, int64_t count, int64_t rows, bool dropout) {
     // A row that has seen nothing yet measures from 0: -inf less -inf would be NaN.
     const Vec base = Vec::blendv(new_max, Vec(0.0f), new_max == Vec(-kInfinity));
     Vec sum(0.0f);
-    for (int64_t j = 0; j < count; ++j) {
-      float* score = w.scores + j * kBlockRows + i;
-      Vec weight = exp2(Vec::loadu(score) - base);
-      sum = sum + weight;
-      if (dropout) {
-        weight = weight * Vec::loadu(w.factors + j * kBlockRows + i);
+    for (int64_t j = 0; j < count; j += Format::kDepth) {
+      Vec weight[Format::kDepth];
+      for (int64_t k = 0; k < Format::kDepth; ++k) {
+        const int64_t at = (j + k) * kBlockRows + i;
+        weight[k] = j + k < count ? exp2(Vec::loadu(w.scores + at) - base) : Vec(0.0f);
+        sum = sum + weight[k];
+        if (dropout) {
+          weight[k] = weight[k] * Vec::loadu(w.factors + at);
+        }
       }
-      weight.store(score);
+      Format::store_over_keys(weights + j / Format::kDepth * kBlockRows + i, weight);
     }
     const Vec correction = exp2(old_max - base);
     correction.store(w.correction + i);
@@ -85,15 +107,19 @@ void scale_rows(float* matrix, int64_t width, const float* factors, int64_t rows
   }
 }
 
-void attend(const Call& call, Workspace& w, const Keys& keys, const Block& block) {
+template <typename Format>
+void attend(const Call& call, Workspace<Format>& w, const Keys& keys, const Block& block) {
   const int64_t rows = round_up(block.rows, kLanes);
   const Range range = visible_keys(call.options, keys, block.first_row, block.rows);
   for (int64_t first = range.begin; first < range.end; first += kBlockKeys) {
     const int64_t count = std::min(kBlockKeys, range.end - first);
-    w.tile.load(keys, block.head, first, count, w.width, call.head_dim);
-    multiply<false>(
-        w.tile.key, w.width, w.query_t, kBlockRows, w.scores, kBlockRows, count, rows,
-        call.head_dim, false);
+    const int64_t padded = round_up(count, kTileRows);
+    load_keys(w.key, keys.key, keys, block.head, first, count, w.width, call.head_dim);
+    load_keys(w.value, keys.value, keys, block.head, first, count, w.width, call.head_dim);
+    Format::template multiply<false>(
+        Format::over_columns(w.key, w.key_elements, padded, w.width), w.depth, w.query_t,
+        kBlockRows, w.scores, kBlockRows, count, rows, w.depth, false,
+        call.options.scale * kLog2E);
     hide(w.scores, call.options, keys, first, count, block.first_row, rows);
     if (call.options.dropout) {
       dropout_factors(
@@ -103,13 +129,17 @@ void attend(const Call& call, Workspace& w, const Keys& keys, const Block& block
     }
     softmax_tile(w, count, rows, call.options.dropout);
     scale_rows(w.out, w.width, w.correction, rows);
-    multiply<true>(
-        w.scores, kBlockRows, w.tile.value, w.width, w.out, w.width, rows, w.width, count, true);
+    Format::template multiply<true>(
+        Format::pick(w.scores, w.weights), kBlockRows,
+        Format::over_rows(w.value, w.value_elements, padded, w.width), w.width, w.out, w.width,
+        rows, w.width, (count + Format::kDepth - 1) / Format::kDepth, true, 1.0f);
   }
 }
 
+template <typename Format>
 void forward_block(
-    const Call& call, const Matrix& out, const RowValues& lse, Workspace& w, const Block& block) {
+    const Call& call, const Matrix& out, const RowValues& lse, Workspace<Format>& w,
+    const Block& block) {
   const Sequence& sequence = *block.sequence;
   const int64_t rows = round_up(block.rows, kLanes);
   load_rows(
@@ -117,7 +147,8 @@ void forward_block(
       block.first_row, block.rows, rows, call.head_dim);
   finite_where_masked(w.query, w.width, call, sequence, block.first_row, block.rows);
   transpose(
-      w.query_t, kBlockRows, w.query, w.width, rows, call.head_dim, call.options.scale * kLog2E);
+      w.query_t, kBlockRows, Format::over_columns(w.query, w.query_elements, rows, w.width),
+      w.depth, rows, w.depth);
   std::fill_n(w.row_max, rows, -kInfinity);
   std::fill_n(w.row_sum, rows, 0.0f);
   std::fill_n(w.out, rows * w.width, 0.0f);
@@ -136,6 +167,16 @@ void forward_block(
       w.width, call.head_dim, 1.0f);
 }
 
+template <typename Format>
+void forward_blocks(
+    const Call& call, const Matrix& out, const RowValues& lse, const std::vector<Block>& blocks) {
+  for_each_task<Workspace<Format>>(
+      static_cast<int64_t>(blocks.size()), [&] { return Workspace<Format>(call.head_dim); },
+      [&](Workspace<Format>& workspace, int64_t i) {
+        forward_block(call, out, lse, workspace, blocks[i]);
+      });
+}
+
 }  // namespace
 
 void forward(const Call& call, const Matrix& out, const RowValues& lse) {
@@ -147,11 +188,11 @@ void forward(const Call& call, const Matrix& out, const RowValues& lse) {
       }
     }
   }
-  for_each_task<Workspace>(
-      static_cast<int64_t>(blocks.size()), [&] { return Workspace(call.head_dim); },
-      [&](Workspace& workspace, int64_t i) {
-        forward_block(call, out, lse, workspace, blocks[i]);
-      });
+  if (call.query.dtype == at::kBFloat16 && has_pairs()) {
+    forward_blocks<Pairs>(call, out, lse, blocks);
+  } else {
+    forward_blocks<Floats>(call, out, lse, blocks);
+  }
 }
 
 }  // namespace ptv2

@@ -1,4 +1,4 @@
-// Products of small matrices that lie in cache: C = A B or C += A B.
+// Products of small matrices that lie in cache: C = A B, or C += A B.
 //
 // A register tile of kTileRows x kTileVectors accumulators walks the depth: it loads kTileVectors
 // vectors of a row of B and multiplies each by kTileRows elements of A, broadcast. Registers:
@@ -24,7 +24,7 @@ constexpr int kTileVectors = 2;
 template <bool kTransposed, int kVectors>
 inline void multiply_tile(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-    int64_t c_stride, int64_t depth, bool accumulate) {
+    int64_t c_stride, int64_t depth, bool accumulate, float factor) {
   Vec sums[kTileRows][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kTileRows; ++i) {
@@ -52,12 +52,12 @@ inline void multiply_tile(
   for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) {
-      sums[i][j].store(c + i * c_stride + j * kLanes);
+      (sums[i][j] * Vec(factor)).store(c + i * c_stride + j * kLanes);
     }
   }
 }
 
-// C (rows, columns) = A B, plus what it holds if `accumulate`.
+// C (rows, columns) = factor (A B + C), where C counts only if `accumulate`.
 //
 // A is (rows, depth), or (depth, rows) if transposed; B is (depth, columns). `columns` is a
 // multiple of kLanes. A and C must have room for rows up to a multiple of kTileRows, where A has
@@ -65,21 +65,21 @@ inline void multiply_tile(
 template <bool kTransposed>
 inline void multiply(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-    int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+    int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, float factor) {
   const int64_t a_step = kTransposed ? 1 : a_stride;
   int64_t j = 0;
   for (; j + kTileVectors * kLanes <= columns; j += kTileVectors * kLanes) {
     for (int64_t i = 0; i < rows; i += kTileRows) {
       multiply_tile<kTransposed, kTileVectors>(
           a + i * a_step, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, depth,
-          accumulate);
+          accumulate, factor);
     }
   }
   for (; j < columns; j += kLanes) {
     for (int64_t i = 0; i < rows; i += kTileRows) {
       multiply_tile<kTransposed, 1>(
           a + i * a_step, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, depth,
-          accumulate);
+          accumulate, factor);
     }
   }
 }

@@ -103,22 +103,4 @@ inline void finite_where_masked(
   }
 }
 
-// dst (head_dim, rows) = factor * src (rows, width)^T; `rows` is a multiple of kLanes.
-inline void transpose(
-    float* dst, int64_t dst_stride, const float* src, int64_t width, int64_t rows,
-    int64_t head_dim, float factor) {
-  for (int64_t d = 0; d < head_dim; d += kLanes) {
-    const int64_t depth = std::min(kLanes, head_dim - d);
-    for (int64_t i = 0; i < rows; i += kLanes) {
-      float* block = dst + d * dst_stride + i;
-      at::vec::transpose_mxn<float>(
-          src + i * width + d, width, block, dst_stride, static_cast<int>(kLanes),
-          static_cast<int>(depth));
-      for (int64_t k = 0; k < depth; ++k) {
-        (Vec::loadu(block + k * dst_stride) * Vec(factor)).store(block + k * dst_stride);
-      }
-    }
-  }
-}
-
 }  // namespace ptv2

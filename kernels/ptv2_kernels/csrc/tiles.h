@@ -50,6 +50,15 @@ inline Keys own_keys(const Call& call, const Sequence& sequence) {
           sequence.columns, sequence.column_count, true};
 }
 
+// Keys [first, first + count), or their values, as load_rows leaves them.
+inline void load_keys(
+    float* dst, const Matrix& matrix, const Keys& keys, int64_t head, int64_t first, int64_t count,
+    int64_t width, int64_t head_dim) {
+  load_rows(
+      dst, width, matrix, keys.entry, head, keys.base, keys.columns, first, count,
+      round_up(count, kTileRows), head_dim);
+}
+
 // The own keys [begin, end) that some row of [first_row, first_row + rows) sees.
 struct Range {
   int64_t begin, end;
@@ -86,21 +95,5 @@ inline void hide(
     }
   }
 }
-
-// A block of keys and values in scratch: (kBlockKeys, width) each, fp32.
-struct KeyTile {
-  float* key;
-  float* value;
-
-  void load(const Keys& keys, int64_t head, int64_t first, int64_t count, int64_t width, int64_t head_dim) {
-    const int64_t padded = round_up(count, kTileRows);
-    if (keys.key.data != nullptr) {
-      load_rows(key, width, keys.key, keys.entry, head, keys.base, keys.columns, first, count, padded, head_dim);
-    }
-    if (keys.value.data != nullptr) {
-      load_rows(value, width, keys.value, keys.entry, head, keys.base, keys.columns, first, count, padded, head_dim);
-    }
-  }
-};
 
 }  // namespace ptv2

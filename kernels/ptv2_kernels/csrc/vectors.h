@@ -51,10 +51,12 @@ class Scratch {
     std::memset(memory_.get(), 0, bytes(floats));
   }
 
-  float* take(int64_t floats) {
+  template <typename Element = float>
+  Element* take(int64_t count) {
+    static_assert(sizeof(Element) == sizeof(float));
     float* piece = next_;
-    next_ += size(floats);
-    return piece;
+    next_ += size(count);
+    return reinterpret_cast<Element*>(piece);
   }
 
   float* begin() const { return memory_.get(); }
