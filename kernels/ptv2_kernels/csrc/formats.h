@@ -6,8 +6,6 @@
 // are.
 #pragma once
 
-#include <cstring>
-
 #include "pairs.h"
 #include "product.h"
 #include "rows.h"
@@ -43,12 +41,11 @@ struct Floats {
   }
 };
 
-// The upper half of a float's bits, rounded to nearest even.
-inline uint32_t bf16_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-  return value == value ? rounded : 0x7FC0;
+// kLanes pairs.
+inline void store_pairs(uint32_t* dst, Vec low, Vec high) {
+  const IntVec lower = (round_to_bf16(low) >> IntVec(16)) & IntVec(0xFFFF);
+  const IntVec upper = round_to_bf16(high) & IntVec(static_cast<int32_t>(0xFFFF0000));
+  (lower | upper).store(dst);
 }
 
 struct Pairs {
@@ -59,8 +56,8 @@ struct Pairs {
 
   static uint32_t* over_columns(
       const float* rows, uint32_t* dst, int64_t count, int64_t width) {
-    for (int64_t i = 0; i < count * width / 2; ++i) {
-      dst[i] = bf16_bits(rows[2 * i]) | bf16_bits(rows[2 * i + 1]) << 16;
+    for (int64_t i = 0; i < count * width; i += kLanes) {
+      store_over_queries(dst, i, Vec::loadu(rows + i));
     }
     return dst;
   }
@@ -70,8 +67,8 @@ struct Pairs {
     for (int64_t i = 0; i < count / 2; ++i) {
       const float* low = rows + 2 * i * width;
       const float* high = low + width;
-      for (int64_t d = 0; d < width; ++d) {
-        dst[i * width + d] = bf16_bits(low[d]) | bf16_bits(high[d]) << 16;
+      for (int64_t d = 0; d < width; d += kLanes) {
+        store_pairs(dst + i * width + d, Vec::loadu(low + d), Vec::loadu(high + d));
       }
     }
     return dst;
@@ -80,22 +77,11 @@ struct Pairs {
   static uint32_t* pick(float*, uint32_t* scratch) { return scratch; }
 
   static void store_over_keys(uint32_t* dst, const Vec* weights) {
-    float low[kLanes], high[kLanes];
-    weights[0].store(low);
-    weights[1].store(high);
-    for (int64_t i = 0; i < kLanes; ++i) {
-      dst[i] = bf16_bits(low[i]) | bf16_bits(high[i]) << 16;
-    }
+    store_pairs(dst, weights[0], weights[1]);
   }
 
   static void store_over_queries(uint32_t* dst, int64_t row, Vec weights) {
-    float lanes[kLanes];
-    uint16_t halves[kLanes];
-    weights.store(lanes);
-    for (int64_t i = 0; i < kLanes; ++i) {
-      halves[i] = static_cast<uint16_t>(bf16_bits(lanes[i]));
-    }
-    std::memcpy(dst + row / 2, halves, sizeof halves);
+    store_bf16(reinterpret_cast<uint16_t*>(dst) + row, weights);
   }
 
   template <bool kTransposed>

@@ -32,12 +32,12 @@ template <typename scalar_t>
 inline void store_floats(scalar_t* dst, Vec values, int64_t count = kLanes) {
   if constexpr (std::is_same_v<scalar_t, float>) {
     values.store(dst, static_cast<int>(count));
+  } else if constexpr (std::is_same_v<scalar_t, at::BFloat16>) {
+    store_bf16(reinterpret_cast<uint16_t*>(dst), values, count);
   } else {
     float lanes[kLanes];
     values.store(lanes);
-    for (int64_t i = 0; i < count; ++i) {
-      dst[i] = static_cast<scalar_t>(lanes[i]);
-    }
+    std::copy(lanes, lanes + count, dst);
   }
 }
 

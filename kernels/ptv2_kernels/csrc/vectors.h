@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -38,6 +39,23 @@ inline Vec exp2(Vec x) {
   p = at::vec::fmadd(p, f, Vec(1.0000001f));
   const IntVec exponent = at::vec::convert_to_int_of_same_size(n) + IntVec(127);
   return p * at::vec::cast<float>(exponent << IntVec(23));
+}
+
+// Rounded to nearest even, a bf16 in the upper half of each lane; NaN stays NaN.
+inline IntVec round_to_bf16(Vec values) {
+  const IntVec bits = at::vec::cast<int32_t>(values);
+  const IntVec odd = (bits >> IntVec(16)) & IntVec(1);
+  const IntVec rounded = bits + IntVec(0x7FFF) + odd;
+  return IntVec::blendv(IntVec(0x7FC00000), rounded, at::vec::cast<int32_t>(values == values));
+}
+
+// The same, packed: kLanes bf16 or `count` of them.
+inline void store_bf16(uint16_t* dst, Vec values, int64_t count = kLanes) {
+  int32_t rounded[kLanes];
+  round_to_bf16(values).store(rounded);
+  for (int64_t i = 0; i < count; ++i) {
+    dst[i] = static_cast<uint16_t>(rounded[i] >> 16);
+  }
 }
 
 // Floats on a cache line's boundary, handed out piece by piece; they start as zeros.
