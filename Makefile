@@ -13,7 +13,7 @@ PIP   := $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format wheel aot gpu clean
+.PHONY: demo test check format wheel aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -36,6 +36,16 @@ wheel: $(READY)
 
 aot: $(READY)
 	cd kernels && ../$(BIN)/python -m ptv2_kernels.aot
+
+# In a copy of the sources, whose library is built with the sanitizers.
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(READY)
+	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r kernels/ptv2_kernels build/sanitize/
+	CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build_ext \
+		--build-lib build/sanitize --build-temp build/sanitize/objects
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -o pythonpath="build/sanitize ." \
+		tests/kernels/test_native.py tests/kernels/test_packed.py -k "native and not smaller"
 
 # Uses the Python it is given and installs nothing: a GPU machine brings torch, triton, transformers.
 gpu:

@@ -96,6 +96,20 @@ PROBLEMS = {
     "float32": Problem(16, 128, dtype="float32"),
     "float16": Problem(32, 128, dtype="float16"),
 }
+CPU_PROBLEMS = {
+    f"cpu {batch}x{length}, prompt {prompt}, head {head}, {dtype}": Problem(
+        batch, length, prompt, head_dim=head, dtype=dtype
+    )
+    for dtype in ("float32", "bfloat16")
+    for batch, length, prompt, head in (
+        *((16, 128, 20, 64), (32, 128, 64, 64), (8, 512, 128, 64)),
+        *((32, 128, 64, 32), (64, 32, 16, 32), (1, 128, 20, 64)),
+    )
+} | {
+    "cpu training": Problem(16, 128, dtype="float32", padded=True, dropout_p=0.1),
+    "cpu bank": Problem(64, 128, prompts=64, dtype="float32", padded=True),
+}
+"""For a CPU; a GPU's would take it minutes each."""
 
 
 def toy(problem: Problem) -> Problem:
@@ -205,7 +219,9 @@ def floor(problem: Problem, hardware: dict[str, float] | None) -> dict[str, floa
     }
 
 
-def table(name: str, problem: Problem, rows: list[dict[str, Any]]) -> str:
+def table(
+    name: str, problem: Problem, rows: list[dict[str, Any]], floors: dict[str, float] | None
+) -> str:
     """The rows as people read them, in microseconds and MiB, with the ratio to the best rival."""
     part = "forward + backward, warm"
     rivals = [
@@ -213,6 +229,8 @@ def table(name: str, problem: Problem, rows: list[dict[str, Any]]) -> str:
     ]
     best = min(rivals, default=None)
     lines = [f"{name}: {problem}", f"{'':32}{'forward':>10}{'both':>10}{'saved':>9}  of the best"]
+    if floors is not None:
+        lines.append(f"  {'(roofline)':30}{max(floors.values()) * 1e6:10.1f}")
     for row in rows:
         if "seconds" not in row:
             why = row.get("unsupported") or row["wrong"]
@@ -229,24 +247,27 @@ def table(name: str, problem: Problem, rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    every = PROBLEMS | CPU_PROBLEMS
+    parser.add_argument("--problems", nargs="+", choices=every, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--hardware", type=Path, help="result of hardware.py, for the roofline")
     args = parser.parse_args()
     hardware = read_hardware(args.hardware)
     results = {"provenance": provenance(args.device), "hardware": hardware, "problems": {}}
-    for name in args.problems:
-        problem = toy(PROBLEMS[name]) if args.toy else PROBLEMS[name]
+    on_cpu = args.device.type == "cpu" and not args.toy
+    for name in args.problems or (CPU_PROBLEMS if on_cpu else PROBLEMS):
+        problem = toy(every[name]) if args.toy else every[name]
         rows = measure(problem, args.device, args.rounds)
+        floors = floor(problem, hardware)
         results["problems"][name] = {
             "problem": asdict(problem),
             "flops": problem.flops(),
             "bytes": problem.bytes(),
-            "floor seconds": floor(problem, hardware),
+            "floor seconds": floors,
             "rivals": rows,
         }
         write_json(args.output, results)
-        print(table(name, problem, rows), flush=True)
+        print(table(name, problem, rows, floors), flush=True)
 
 
 def read_hardware(path: Path | None) -> Any:

@@ -5,6 +5,7 @@ padded rows mean nothing. What it cannot do raises `Unsupported` with the reason
 """
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,8 +106,18 @@ class Plan:
         )
 
 
+def require_here(impl: str, inputs: AttentionInputs) -> None:
+    """Triton kernels are a GPU's, or the interpreter's; the native implementation is a CPU's."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if impl == "native" and inputs.query.is_cuda:
+        raise Unsupported("not on a GPU")
+    if impl == "triton" and not (inputs.query.is_cuda or interpreted):
+        raise Unsupported("not on a CPU")
+
+
 def ptv2(impl: str, inputs: AttentionInputs) -> Tensor:
     """This package, padded."""
+    require_here(impl, inputs)
     return prefix_attention(
         *(inputs.query, inputs.key, inputs.value, inputs.prefix_key, inputs.prefix_value),
         prompt_ids=inputs.prompt_ids,
@@ -119,6 +130,7 @@ def ptv2(impl: str, inputs: AttentionInputs) -> Tensor:
 
 def ptv2_packed(impl: str, inputs: AttentionInputs) -> Tensor:
     """This package, packed; packing and unpacking is part of the call."""
+    require_here(impl, inputs)
     plan = inputs.plan
     matrices = (inputs.query, inputs.key, inputs.value)
     out = prefix_attention_varlen(
@@ -223,6 +235,8 @@ def flash_attn(inputs: AttentionInputs) -> Tensor:
 RIVALS: dict[str, Rival] = {
     "ptv2 triton": partial(ptv2, "triton"),
     "ptv2 triton packed": partial(ptv2_packed, "triton"),
+    "ptv2 native": partial(ptv2, "native"),
+    "ptv2 native packed": partial(ptv2_packed, "native"),
     "ptv2 reference": partial(ptv2, "reference"),
     "concat, sdpa flash": partial(sdpa, SDPBackend.FLASH_ATTENTION, False),
     "concat, sdpa cudnn": partial(sdpa, SDPBackend.CUDNN_ATTENTION, False),
