@@ -50,7 +50,7 @@ int main(int, char**) {
     Vector x = {}, y = {}, chains[kChains] = {};
     x += 1.0000001f;
     y += 1e-9f;
-    for (long j = 0; j < kChains; ++j) chains[j] += float(j);  // else they are one for the compiler
+    for (long j = 0; j < kChains; ++j) chains[j] += float(j);  // or they are all one
     for (long i = 0; i < kRounds; ++i)
 #pragma GCC unroll 10
       for (long j = 0; j < kChains; ++j) chains[j] = chains[j] * x + y;
