@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ptv2
+from ptv2_kernels import native
 
 ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = {
@@ -30,17 +31,18 @@ PUBLIC_NAMES = {
 }
 
 
-def run(*command: str, cwd: Path = ROOT) -> None:
-    """Run Python in a fresh process that finds both source roots."""
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
+    """Run Python in a fresh process that finds both source roots; return what it says."""
     path = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
     result = subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_kernels_folder_is_no_package() -> None:
@@ -89,6 +91,8 @@ def test_wheel(tmp_path: Path) -> None:
         "ptv2/data/snips/train.jsonl",
         "ptv2/data/snips/dev.jsonl",
         "ptv2_kernels/py.typed",
+        f"ptv2_kernels/{native.library_path().name}",
+        "ptv2_kernels/_native_default.so",
         *(
             f"ptv2_kernels/tiles/{architecture}.json"
             for architecture in ("sm_80", "sm_90", "sm_100")
@@ -100,3 +104,21 @@ def test_wheel(tmp_path: Path) -> None:
         "ptv2_kernels",
         f"ptv2-{ptv2.__version__}.dist-info",
     }
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PTV2_BUILD_NATIVE": "0"}, "PTV2_BUILD_NATIVE=0"),
+        ({"CC": "/nowhere/c++", "CXX": "/nowhere/c++"}, "the native build failed"),
+    ],
+    ids=["not wanted", "no compiler"],
+)
+def test_builds_without_the_native_implementation(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    folders = ("--build-lib", str(tmp_path / "library"), "--build-temp", str(tmp_path / "objects"))
+    said = run("setup.py", "-q", "build_ext", *folders, **environment)
+    assert f"ptv2: {reason}" in said
+    assert "the slower reference will be used" in said
+    assert not list(tmp_path.rglob("*.so"))
