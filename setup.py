@@ -35,25 +35,36 @@ def native_build() -> dict[str, Any]:
         say("PTV2_BUILD_NATIVE=0")
         return {}
     try:
+        import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         say(f"no native build, for torch cannot be imported while installing ({error})")
         return {}
 
     class OptionalBuild(BuildExtension):  # type: ignore[misc]
-        """A build whose failure leaves the package without it."""
+        """A build that leaves out what fails."""
+
+        def build_extension(self, extension: Extension) -> None:
+            try:
+                super().build_extension(extension)
+            except (Exception, SystemExit) as error:
+                say(f"the native build of {extension.name} failed ({error})")
+                self.failed.append(extension)
 
         def build_extensions(self) -> None:
+            self.failed: list[Extension] = []
             try:
                 super().build_extensions()
             except (Exception, SystemExit) as error:
                 say(f"the native build failed ({error})")
-                self.extensions: list[Extension] = []
+                self.failed = list(self.extensions)
+            self.extensions = [x for x in self.extensions if x not in self.failed]
 
+    major, minor = torch.__version__.split(".")[:2]
     x86 = platform.machine() in ("x86_64", "AMD64")
     extensions = [
         CppExtension(
-            f"ptv2_kernels._native_{name}",
+            f"ptv2_kernels._native_{name}_torch{major}_{minor}",
             SOURCES,
             depends=[f"{CSRC}/{header}" for header in sorted(os.listdir(CSRC))],
             extra_compile_args=[

@@ -15,10 +15,11 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def library_path() -> Path:
-    """The library for this machine's instruction set."""
+    """The library for this machine's instruction set and the minor version of this torch."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
     built = capability if capability in ("avx512", "avx2") else "default"
-    return Path(__file__).with_name(f"_native_{built}.so")
+    major, minor = torch.__version__.split(".")[:2]
+    return Path(__file__).with_name(f"_native_{built}_torch{major}_{minor}.so")
 
 
 def _load(library: Path) -> str | None:
@@ -37,6 +38,7 @@ WHY_MISSING = _load(library_path())
 
 def native_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim), transposed in memory, and lse."""
+    _require()
     out, lse = torch.ops.ptv2_native.forward(_contiguous(inputs), *options[:4])
     return out, lse
 
@@ -51,10 +53,17 @@ def native_backward(
     options: Options,
 ) -> list[Tensor | None]:
     """Return the gradients of query, key, value, prefix_key, prefix_value; None if not needed."""
+    _require()
     grads: list[Tensor] = torch.ops.ptv2_native.backward(
         grad_out, grad_lse, _contiguous(inputs), out, lse, list(needs), *options[:4]
     )
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def _require() -> None:
+    """Where an exported program asks for what is not here."""
+    if WHY_MISSING is not None:
+        raise NotImplementedError(f"impl: 'native' is not here: {WHY_MISSING}")
 
 
 def _contiguous(inputs: Inputs) -> list[Tensor | None]:

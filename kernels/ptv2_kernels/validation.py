@@ -98,7 +98,7 @@ def _say_missing() -> None:
     warnings.warn(
         f"ptv2 has no native CPU implementation here and uses the slower reference: "
         f"{native.WHY_MISSING}",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

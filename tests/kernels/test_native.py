@@ -119,6 +119,43 @@ def test_extreme_scores():
     assert all(relative_l2(x, y) <= error for x, y in zip(actual, expected, strict=True))
 
 
+def test_overlapping_rows_and_an_endless_window():
+    inputs = make_inputs(batch=2, length=5, head_dim=4)
+    inputs["query"] = (
+        torch.randn(2, 2, 11)
+        .unfold(2, 8, 1)[:, :, :, :4]
+        .clone()
+        .as_strided((2, 2, 5, 4), (22, 11, 1, 1))
+    )
+    grads = torch.randn(2, 2, 5, 4), None
+    options = {"window": sys.maxsize}
+    expected = run_exact(inputs, *grads, **options)
+    assert_close(run(inputs, *grads, **options), expected, LIMITS[torch.float32])
+
+
+def test_padding_of_a_block_meets_no_infinity():
+    """An infinite key of the prompt has weight 0 in every row; rows of padding have none."""
+    inputs = make_inputs(batch=1, heads=1, length=5, head_dim=16)
+    inputs["query"].abs_()
+    inputs["prefix_key"][2] = -float("inf")
+    grads = torch.randn(1, 1, 5, 16), None
+    actual = run(inputs, *grads, needs=Needs(False, True, True, True, True))
+    assert all(x.isfinite().all() for x in actual if x is not None)
+
+
+BAD_VALUES = {
+    "prompt_ids": dict(prompt_ids=torch.tensor([0, 0, 5])),
+    "prompt_bounds": dict(prompt_bounds=torch.tensor([[0, 6]], dtype=torch.int32)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_values_are_checked_in_a_compiled_graph(name):
+    compiled = torch.compile(prefix_attention, fullgraph=True, backend="aot_eager")
+    with pytest.raises(IndexError, match=f"{name}: expected"):
+        compiled(**make_inputs() | BAD_VALUES[name])
+
+
 def test_same_bits_whatever_the_threads(threads):
     inputs = make_inputs(batch=9, length=75, prompts=(5, 9), mixed=True, masked=True)
     grads = gradients_of_outputs(inputs)
@@ -198,7 +235,8 @@ for head_dim in (20, 64):
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_on_a_smaller_instruction_set(capability):
-    library = native.library_path().with_name(f"_native_{capability}.so")
+    here = native.library_path()
+    library = here.with_name(f"_native_{capability}_{here.stem.split('_', 3)[3]}.so")
     if not library.is_file():
         pytest.skip(f"no {capability} on this processor")
     environment = os.environ | {
@@ -208,5 +246,5 @@ def test_on_a_smaller_instruction_set(capability):
     process = subprocess.run(
         [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False
     )
-    assert process.stdout == f"_native_{capability}.so None\n", process.stderr
+    assert process.stdout == f"{library.name} None\n", process.stderr
     assert process.returncode == 0, process.stderr

@@ -147,13 +147,15 @@ void weigh(
   auto* d_scores_over_keys = Format::pick(w.d_weights, w.d_scores_over_keys);
   for (int64_t i = 0; i < rows; i += kLanes) {
     const Vec lse = Vec::loadu(w.lse + first_row + i), delta = Vec::loadu(w.delta + first_row + i);
+    const Vec sees_nothing = lse == Vec(kInfinity);  // then its scores may be NaN
     for (int64_t j = 0; j < count; j += Format::kDepth) {
       Vec d_score[Format::kDepth];
       for (int64_t k = 0; k < Format::kDepth; ++k) {
         d_score[k] = Vec(0.0f);
         if (j + k < count) {
           const int64_t at = (j + k) * kBlockRows + i;
-          const Vec weight = exp2(Vec::loadu(w.scores + at) - lse);
+          const Vec score = Vec::loadu(w.scores + at);
+          const Vec weight = Vec::blendv(exp2(score - lse), Vec(0.0f), sees_nothing);
           const Vec factor = dropout ? Vec::loadu(w.factors + at) : Vec(1.0f);
           d_score[k] = weight * (Vec::loadu(w.d_weights + at) * factor - delta);
           Format::store_over_queries(weights + (j + k) * stride, i, weight * factor);

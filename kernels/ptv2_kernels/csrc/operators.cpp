@@ -46,11 +46,21 @@ struct Prompts {
   std::vector<int64_t> ids, bounds;
   int64_t pool_rows;
 
+  // Values are checked here too: a compiled graph comes without the checks in Python.
   void assign(Sequence& sequence) const {
     const int64_t id = ids.empty() ? 0 : ids[sequence.index];
+    const int64_t count = bounds.empty() ? 1 : static_cast<int64_t>(bounds.size()) / 2;
+    TORCH_CHECK_INDEX(
+        id >= -1 && id < count, "prompt_ids: expected values from -1 to ", count - 1, ", got ", id);
     if (id >= 0) {
       sequence.prompt_start = bounds.empty() ? 0 : bounds[2 * id];
       sequence.prompt_length = (bounds.empty() ? pool_rows : bounds[2 * id + 1]) - sequence.prompt_start;
+      const int64_t end = sequence.prompt_start + sequence.prompt_length;
+      TORCH_CHECK_INDEX(
+          0 <= sequence.prompt_start && sequence.prompt_start <= end &&
+              end <= pool_rows,
+          "prompt_bounds: expected 0 <= start <= end <= ", pool_rows, ", got ",
+          sequence.prompt_start, " and ", end);
     }
   }
 };
@@ -64,7 +74,15 @@ void list_sequences(
     Sequence sequence{i, packed ? 0 : i, packed ? ends[i] : 0, 0, 0, 0, nullptr, 0};
     sequence.length = packed ? ends[i + 1] - ends[i] : query.size(2);
     sequence.column_count = sequence.length;
-    prompts.assign(sequence);
+    TORCH_CHECK_INDEX(
+        0 <= sequence.start && 0 <= sequence.length &&
+            sequence.start + sequence.length <= query.size(2),
+        "cu_seqlens: expected values that rise from 0 to ", query.size(2), ", got ",
+        sequence.start, " before ", sequence.start + sequence.length);
+    // Without a pool the backward needs nothing of the prompts.
+    if (call.prefix_key.data != nullptr || prompts.pool_rows > 0) {
+      prompts.assign(sequence);
+    }
     call.sequences.push_back(sequence);
   }
 }
@@ -90,6 +108,8 @@ void list_columns(Call& call) {
   }
 }
 
+constexpr int64_t kFar = int64_t{1} << 40;  // a window is no longer, so that sums do not overflow
+
 Options make_options(
     const OptionalTensor& seed, double dropout_p, double scale, bool causal,
     std::optional<int64_t> window) {
@@ -102,7 +122,7 @@ Options make_options(
       65536.0f / static_cast<float>(std::max<int64_t>(65536 - int64_t{threshold}, 1)),
       static_cast<float>(scale),
       causal,
-      window};
+      window ? std::optional<int64_t>(std::min(*window, kFar)) : std::nullopt};
 }
 
 // As arguments.py orders them.
@@ -152,22 +172,27 @@ std::vector<Tensor> backward_operator(
   const Tensor query = *inputs.get(kQuery);
   // A masked key is never visited: its gradient has to be there.
   const bool masked = inputs.get(kKeyMask).has_value();
-  std::vector<Tensor> grads;
+  std::vector<Tensor> grads, written;  // the same, but for a last stride that is not 1
   for (int i = 0; i < 5; ++i) {
     if (!needs[i]) {
       grads.push_back(at::empty({0}, query.options()));
+      written.push_back(grads.back());
     } else if (i < kPrefixKey) {
-      grads.push_back(masked ? at::zeros_like(query) : at::empty_like(query));
+      const Tensor grad = masked ? at::zeros_like(query) : at::empty_like(query);
+      grads.push_back(grad);
+      written.push_back(grad.stride(-1) == 1 ? grad : at::zeros(grad.sizes(), grad.options()));
     } else {
       const Tensor pool = *inputs.get(kPrefixKey);
       grads.push_back(at::empty(pool.sizes(), pool.options()));
+      written.push_back(grads.back());
     }
   }
-  const auto target = [&](int i) { return needs[i] ? matrix(grads[i]) : Matrix{}; };
+  const auto target = [&](int i) { return needs[i] ? matrix(written[i]) : Matrix{}; };
   const OptionalTensor rows = rows_contiguous(grad_out), row_grads = rows_contiguous(grad_lse);
+  const OptionalTensor outs = rows_contiguous(out);
   const Gradients gradients{
       matrix(rows),
-      matrix(out),
+      matrix(outs),
       row_values(lse),
       row_values(row_grads),
       {needs[0], needs[1], needs[2], needs[3], needs[4]},
@@ -178,6 +203,11 @@ std::vector<Tensor> backward_operator(
       target(kPrefixValue)};
   const Options options = make_options(inputs.get(kSeed), dropout_p, scale, causal, window);
   backward(make_call(inputs, options), gradients);
+  for (int i = 0; i < 5; ++i) {
+    if (!written[i].is_same(grads[i])) {
+      grads[i].copy_(written[i]);
+    }
+  }
   return grads;
 }
 

@@ -60,8 +60,8 @@ inline void multiply_tile(
 // C (rows, columns) = factor (A B + C), where C counts only if `accumulate`.
 //
 // A is (rows, depth), or (depth, rows) if transposed; B is (depth, columns). `columns` is a
-// multiple of kLanes. A and C must have room for rows up to a multiple of kTileRows, where A has
-// to be finite: what C gets there has no meaning.
+// multiple of kLanes. A and C must have room for rows up to a multiple of kTileRows; what C gets there
+// has no meaning.
 template <bool kTransposed>
 inline void multiply(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
