@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -227,14 +228,15 @@ def _validate_prompt_values(
 
 
 def _validate_lengths(cu_seqlens: Tensor, tokens: int, max_seqlen: int | None) -> None:
-    lengths = cu_seqlens.diff()
+    ends = cu_seqlens.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
     require(
-        int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == tokens and bool((lengths >= 0).all()),
+        ends[0] == 0 and ends[-1] == tokens and min(lengths, default=0) >= 0,
         "cu_seqlens",
         f"values that rise from 0 to {tokens} (the tokens)",
-        cu_seqlens.tolist(),
+        ends,
     )
-    longest = int(lengths.max()) if len(lengths) else 0
+    longest = max(lengths, default=0)
     require(
         max_seqlen is None or longest <= max_seqlen,
         "max_seqlen",
