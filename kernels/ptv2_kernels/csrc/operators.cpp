@@ -2,6 +2,8 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "call.h"
 
 namespace ptv2 {
@@ -53,14 +55,13 @@ struct Prompts {
     TORCH_CHECK_INDEX(
         id >= -1 && id < count, "prompt_ids: expected values from -1 to ", count - 1, ", got ", id);
     if (id >= 0) {
-      sequence.prompt_start = bounds.empty() ? 0 : bounds[2 * id];
-      sequence.prompt_length = (bounds.empty() ? pool_rows : bounds[2 * id + 1]) - sequence.prompt_start;
-      const int64_t end = sequence.prompt_start + sequence.prompt_length;
+      const int64_t start = bounds.empty() ? 0 : bounds[2 * id];
+      const int64_t end = bounds.empty() ? pool_rows : bounds[2 * id + 1];
       TORCH_CHECK_INDEX(
-          0 <= sequence.prompt_start && sequence.prompt_start <= end &&
-              end <= pool_rows,
-          "prompt_bounds: expected 0 <= start <= end <= ", pool_rows, ", got ",
-          sequence.prompt_start, " and ", end);
+          0 <= start && start <= end && end <= pool_rows,
+          "prompt_bounds: expected 0 <= start <= end <= ", pool_rows, ", got ", start, " and ", end);
+      sequence.prompt_start = start;
+      sequence.prompt_length = end - start;
     }
   }
 };
@@ -70,15 +71,16 @@ void list_sequences(
   const std::vector<int64_t> ends = integers(cu_seqlens);
   const bool packed = cu_seqlens.has_value();
   const int64_t count = packed ? static_cast<int64_t>(ends.size()) - 1 : query.size(0);
+  if (packed) {
+    TORCH_CHECK_INDEX(
+        ends.front() == 0 && ends.back() == query.size(2) &&
+            std::is_sorted(ends.begin(), ends.end()),
+        "cu_seqlens: expected values that rise from 0 to ", query.size(2), ", got ", ends);
+  }
   for (int64_t i = 0; i < count; ++i) {
     Sequence sequence{i, packed ? 0 : i, packed ? ends[i] : 0, 0, 0, 0, nullptr, 0};
     sequence.length = packed ? ends[i + 1] - ends[i] : query.size(2);
     sequence.column_count = sequence.length;
-    TORCH_CHECK_INDEX(
-        0 <= sequence.start && 0 <= sequence.length &&
-            sequence.start + sequence.length <= query.size(2),
-        "cu_seqlens: expected values that rise from 0 to ", query.size(2), ", got ",
-        sequence.start, " before ", sequence.start + sequence.length);
     // Without a pool the backward needs nothing of the prompts.
     if (call.prefix_key.data != nullptr || prompts.pool_rows > 0) {
       prompts.assign(sequence);
@@ -126,7 +128,18 @@ Options make_options(
 }
 
 // As arguments.py orders them.
-enum Input { kQuery, kKey, kValue, kPrefixKey, kPrefixValue, kPromptIds, kPromptBounds, kKeyMask, kCuSeqlens, kSeed };
+enum Input {
+  kQuery,
+  kKey,
+  kValue,
+  kPrefixKey,
+  kPrefixValue,
+  kPromptIds,
+  kPromptBounds,
+  kKeyMask,
+  kCuSeqlens,
+  kSeed
+};
 
 using Inputs = c10::List<OptionalTensor>;
 

@@ -53,6 +53,7 @@ inline void load_rows(
         for (int64_t i = 0; i < count; ++i) {
           const int64_t row = base + (columns == nullptr ? first + i : columns[first + i]);
           const auto* src = reinterpret_cast<const scalar_t*>(matrix.row(entry, head, row));
+          // The next head's row lies behind this one, the next row too far for the hardware to guess.
           for (int64_t d = 0; d < head_dim; d += 64 / sizeof(scalar_t)) {
             __builtin_prefetch(src + matrix.head_stride + d, 0, 2);
           }
