@@ -20,7 +20,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -112,9 +111,10 @@ def run(name: str, method: str, seed: int, data: Path, changes: dict[str, Any]) 
     )
     set_seed(seed)
     module = build(task, prompt)
-    features: list[Dataset] = [task.prepare(part) for part in parts]
+    features = task.prepare(parts[0]), task.prepare(parts[1])
+    references = task.references(parts[1])
     with tempfile.TemporaryDirectory() as folder:
-        found = fit(module, task, features[0], features[1], Path(folder), config)
+        found = fit(module, task, features, references, Path(folder), config)
     return {
         "task": name,
         "method": method,

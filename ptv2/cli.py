@@ -243,17 +243,19 @@ def predict(
         for name in names
     }
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
-    rows = [(name, features[name][i]) for i in range(len(examples)) for name in names]
-    answers = iter(predictor.answer(readers, rows))
+    rows = [(name, feature) for name in names for feature in features[name]]
+    answers = predictor.answer(readers, rows)
     inputs = {
         "text": text_column or "text",
         "text_pair": text_pair_column,
         "tokens": tokens_column or "tokens",
     }
     lines = []
-    for example in examples:
+    for place, example in enumerate(examples):
         line = {key: example[column] for key, column in inputs.items() if column in example}
-        line["answers"] = {name: next(answers) for name in names}
+        line["answers"] = {
+            name: answers[place + i * len(examples)] for i, name in enumerate(names)
+        }
         lines.append(json.dumps(line, ensure_ascii=False))
     write_lines(lines, output)
 

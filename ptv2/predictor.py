@@ -1,6 +1,7 @@
 """Answers of a model's tasks, for rows of any of them in one batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .model import PromptModel
 from .tasks import Task, make_task
+from .tasks.task import Answer, Feature
 from .tasks.tokens import progress
 
-Row = tuple[str, dict[str, Any]]
-"""A task's name and the features of one example."""
+Row = tuple[str, Feature]
+"""A task's name and a feature, or the model inputs of one sequence."""
 
 
 class Predictor:
@@ -59,55 +61,65 @@ class Predictor:
             **columns,
         )
 
-    def predict(self, requests: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, requests: Sequence[tuple[str, Any]]) -> list[Answer]:
         """Answer (task name, input) requests, tasks mixed in a batch as they come.
 
         Args:
-            requests: the input is a text or a (text, text_pair), or for a token classification a
-                list of words or a text, which is split at its spaces.
+            requests: the input is what `prepare_inputs` of the kind of task takes: a text or a
+                (text, text_pair); for a token classification a list of words, or a text, which
+                is split at its spaces.
 
         Returns:
-            One answer a request, in their order: "label" and "score", or "tags".
+            One answer a request, in their order.
         """
-        rows: list[Row | None] = [None] * len(requests)
         tasks = {name: self.task(name) for name, _ in requests}
+        features: list[list[Feature]] = [[] for _ in requests]
         for name, task in tasks.items():
             places = [place for place, (other, _) in enumerate(requests) if other == name]
-            features = task.prepare_inputs([requests[place][1] for place in places])
-            for place, feature in zip(places, features, strict=True):
-                rows[place] = (name, feature)
-        return self.answer(tasks, [row for row in rows if row is not None])
+            prepared = task.prepare_inputs([requests[place][1] for place in places])
+            for feature in prepared:
+                place = places[feature["example"]]
+                features[place].append(feature | {"example": place})
+        names = [name for name, _ in requests]
+        return self.answer(tasks, [(names[i], f) for i, rows in enumerate(features) for f in rows])
 
-    def answer(self, tasks: dict[str, Task], rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Answers to rows of features, in their order."""
-        answers: list[dict[str, Any]] = [{} for _ in rows]
-        for place, logits in self.logits(rows):
-            name, feature = rows[place]
-            answers[place] = tasks[name].decode(logits, feature)
+    def answer(self, tasks: dict[str, Task], features: Sequence[Row]) -> list[Answer]:
+        """One answer an example, in their order.
+
+        Args:
+            tasks: how the answers of each task are decoded.
+            features: of all examples, those of an example together.
+        """
+        sequences = [
+            (name, sequence)
+            for name, feature in features
+            for sequence in tasks[name].sequences(feature)
+        ]
+        logits = iter(self._logits(sequences))
+        answers = []
+        for (name, _), group in groupby(features, key=lambda row: (row[0], row[1]["example"])):
+            rows = [feature for _, feature in group]
+            count = sum(len(tasks[name].sequences(feature)) for feature in rows)
+            answers.append(tasks[name].decode(list(islice(logits, count)), rows))
         return answers
 
-    def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, Tensor]]:
-        """(place, logits) of every row, without padding, rows of like length in one batch."""
-        lengths = [len(feature["input_ids"]) for _, feature in rows]
-        order = sorted(range(len(rows)), key=lengths.__getitem__)
-        starts = range(0, len(rows), self.batch_size)
-        for start in progress(starts, "predicting"):
+    def _logits(self, sequences: Sequence[Row]) -> list[Tensor]:
+        """Logits of every sequence, without padding; sequences of like length share a batch."""
+        lengths = [len(inputs["input_ids"]) for _, inputs in sequences]
+        order = sorted(range(len(sequences)), key=lengths.__getitem__)
+        found: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for start in progress(range(0, len(sequences), self.batch_size), "predicting"):
             places = order[start : start + self.batch_size]
-            batch_logits = self._forward([rows[place] for place in places])
+            batch_logits = self._forward([sequences[place] for place in places])
             for place, logits in zip(places, batch_logits, strict=True):
-                per_token = logits.dim() > 1
-                yield place, logits[: lengths[place]] if per_token else logits
+                found[place] = logits[: lengths[place]] if logits.dim() > 1 else logits
+        return found
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Row]) -> list[Tensor]:
         names = [name for name, _ in rows]
         inputs = self.tokenizer.pad(
-            [
-                {key: feature[key] for key in self.tokenizer.model_input_names if key in feature}
-                for _, feature in rows
-            ],
-            padding_side="right",
-            return_tensors="pt",
+            [inputs for _, inputs in rows], padding_side="right", return_tensors="pt"
         )
         training = self.model.training
         output = self.model.eval()(**inputs.to(self.model.device), task=names)

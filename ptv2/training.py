@@ -8,22 +8,22 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction, SchedulerType, Trainer, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from .assets import CARD, is_asset
 from .model import PromptModel
 from .predictor import Predictor
 from .tasks import Task
+from .trainer import PromptTrainer
 
 CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
 
@@ -36,7 +36,9 @@ class TrainConfig:
         learning_rate: peak of the schedule.
         head_learning_rate: the head's own peak. None: the same.
         epochs: passes over the training data.
-        batch_size: examples a step.
+        batch_size: examples a step, unless there is a token budget.
+        token_budget: tokens a step at most, instead of a number of examples.
+        packing: lay the examples of a batch one after another, without a padding token.
         warmup_ratio: share of the steps over which the learning rate rises.
         scheduler: name of a transformers schedule, such as "linear" or "cosine".
         weight_decay: of AdamW, for everything but biases.
@@ -52,6 +54,8 @@ class TrainConfig:
     head_learning_rate: float | None = None
     epochs: int = 8
     batch_size: int = 32
+    token_budget: int | None = None
+    packing: bool = False
     warmup_ratio: float = 0.06
     scheduler: str = "linear"
     weight_decay: float = 0.0
@@ -63,6 +67,8 @@ class TrainConfig:
         for name in ("learning_rate", "epochs", "batch_size", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ValueError(f"token_budget: expected a positive number, got {self.token_budget}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio: expected a value in [0, 1), got {self.warmup_ratio}")
         if self.scheduler not in list(SchedulerType):
@@ -105,7 +111,8 @@ def train(
     if model.tasks[name].labels != task.labels:
         raise ValueError(f"labels: expected {model.tasks[name].labels}, got {task.labels}")
     output_dir = Path(output_dir).resolve()
-    features = [task.prepare(part) for part in data]
+    features = task.prepare(data[0]), task.prepare(data[1])
+    references = task.references(data[1])
     run = {
         "name": name,
         "backbone": model.identity.describe(),
@@ -118,9 +125,9 @@ def train(
     _open_run(output_dir, run, resume, overwrite)
 
     module = model.for_task(name)
-    metrics = fit(module, task, features[0], features[1], checkpoints, config, resume)
+    metrics = fit(module, task, features, references, checkpoints, config, resume)
     metrics |= {
-        "majority": task.majority(features[1]["labels"]),
+        "majority": task.majority(references),
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "environment": environment(),
     }
@@ -162,8 +169,8 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
 def fit(
     module: nn.Module,
     task: Task,
-    train_features: Dataset,
-    validation_features: Dataset,
+    features: tuple[Dataset, Dataset],
+    references: Sequence[Any],
     output_dir: Path,
     config: TrainConfig,
     resume: bool = False,
@@ -173,21 +180,25 @@ def fit(
     The module returns a transformers output with loss and logits. Checkpoints go to
     `output_dir`, one an epoch; the best and the last are kept.
 
+    Args:
+        features: of training and validation examples, from `task.prepare`.
+        references: of the validation examples, from `task.references`.
+
     Returns:
         `best`, the epoch with the best `task.best_metric`; `history`, every epoch's mean
         training loss and validation scores; `train_seconds`.
     """
     arguments = _arguments(task, output_dir, config)
     module.to(arguments.device)  # before the optimizer takes its parameters
-    trainer = Trainer(
-        model=module,
-        args=arguments,
-        train_dataset=train_features,
-        eval_dataset=validation_features,
-        data_collator=task.collator(),
-        compute_metrics=_score_with(task),
-        preprocess_logits_for_metrics=lambda logits, labels: task.predictions(logits),
-        optimizers=(_optimizer(module, config), None),
+    trainer = PromptTrainer(
+        module,
+        task,
+        arguments,
+        *features,
+        references,
+        _optimizer(module, config),
+        packing=config.packing,
+        token_budget=config.token_budget,
     )
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
@@ -213,7 +224,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         seed=config.seed,
-        train_sampling_strategy="group_by_length",
+        accelerator_config={"even_batches": False},  # a batch's size may vary
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -252,10 +263,6 @@ def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _score_with(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    return lambda evaluated: task.score(evaluated.predictions, evaluated.label_ids)
-
-
 def _last_checkpoint(directory: Path) -> str | None:
     """The newest checkpoint that is complete: the Trainer writes its state last."""
     complete = [state.parent for state in directory.glob("checkpoint-*/trainer_state.json")]
@@ -283,15 +290,13 @@ def evaluate(predictor: Predictor, name: str, task: Task, data: Dataset) -> dict
     Raises:
         ValueError: a column is missing, or a label is unknown.
     """
-    features = task.prepare(data)
-    predictions: list[Any] = [None] * len(features)
-    for place, logits in predictor.logits([(name, feature) for feature in features]):
-        predictions[place] = task.predictions(logits).numpy()
-    references = [np.asarray(labels) for labels in features["labels"]]
+    features = task.prepare(data, labelled=False)
+    references = task.references(data)
+    answers = predictor.answer({name: task}, [(name, feature) for feature in features])
     return {
-        **task.score(predictions, references),
+        **task.score(answers, references),
         "majority": task.majority(references),
-        "examples": len(features),
+        "examples": len(answers),
     }
 
 

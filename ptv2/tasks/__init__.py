@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .collate import Collator
 from .data import load_data
 from .sequence_classification import SequenceClassification
 from .task import Task
@@ -11,6 +12,7 @@ from .token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
+    "Collator",
     "SequenceClassification",
     "Task",
     "TokenClassification",

@@ -1,18 +1,17 @@
 """Sequence classification: one label for a text or a pair of texts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
-from transformers import DataCollatorWithPadding
 
 from .data import check_columns, label_ids, label_names
-from .task import Collator, Ids, Task
+from .task import Answer, Feature, Task
 from .tokens import encode
 
 
@@ -45,14 +44,11 @@ class SequenceClassification(Task):
         if self.text_pair_column is not None:
             columns["text_pair_column"] = self.text_pair_column
         check_columns(data, **columns)
-        texts = [[str(text) for text in data[column]] for column in columns.values()]
-        features, _ = encode(self.tokenizer, self.max_length, *texts)
+        features = self._encode(
+            *([str(text) for text in data[column]] for column in columns.values())
+        )
         if labelled:
-            check_columns(data, label_column=self.label_column)
-            class_label = data.features[self.label_column]
-            features["labels"] = label_ids(
-                data[self.label_column], self.labels, self.label_column, class_label
-            )
+            features["labels"] = self._label_ids(data)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> Dataset:
@@ -63,33 +59,39 @@ class SequenceClassification(Task):
             columns = [list(column) for column in zip(*inputs, strict=True)]
         else:
             raise ValueError("inputs: expected texts, or pairs of texts, got other or both kinds")
-        return Dataset.from_dict(encode(self.tokenizer, self.max_length, *columns)[0])
+        return Dataset.from_dict(self._encode(*columns))
 
-    def collator(self) -> Collator:
-        # The method, not the object: a Trainer saves the tokenizer of an object that has one.
-        return DataCollatorWithPadding(self.tokenizer).__call__
+    def _encode(self, *texts: list[str]) -> dict[str, list[Any]]:
+        features, _ = encode(self.tokenizer, self.max_length, *texts)
+        return features | {"example": list(range(len(texts[0])))}
 
-    def predictions(self, logits: Tensor) -> Tensor:
-        """(..., num_labels) -> label ids, (...)."""
-        return logits.argmax(-1)
+    def _label_ids(self, data: Dataset) -> list[int]:
+        check_columns(data, label_column=self.label_column)
+        class_label = data.features[self.label_column]
+        return label_ids(data[self.label_column], self.labels, self.label_column, class_label)
 
-    def decode(self, logits: Tensor, feature: dict[str, Any]) -> dict[str, Any]:
-        """One row of logits, (num_labels,) -> its "label" and that one's probability, "score".
+    def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
+        """Logits (labels,) -> "label" and its probability, "score".
 
         A regression, which has one label, gives its "value".
         """
+        (row,) = logits
         if len(self.labels) == 1:
-            return {"value": round(float(logits[0]), 4)}
-        probability, label = torch.softmax(logits.float(), -1).max(-1)
+            return {"value": float(row[0])}
+        probability, label = torch.softmax(row.float(), -1).max(-1)
         return {"label": self.labels[int(label)], "score": round(float(probability), 4)}
 
-    def score(self, predictions: Ids, references: Ids) -> dict[str, float]:
-        """Accuracy and macro-F1 of label ids, (examples,)."""
+    def references(self, data: Dataset) -> list[Any]:
+        return [self.labels[label] for label in self._label_ids(data)]
+
+    def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
+        """Accuracy and macro-F1."""
+        given = [answer["label"] for answer in answers]
         return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0)),
+            "accuracy": float(accuracy_score(references, given)),
+            "macro_f1": float(f1_score(references, given, average="macro", zero_division=0)),
         }
 
-    def majority(self, references: Ids) -> dict[str, float]:
-        commonest = np.bincount(np.asarray(references)).argmax()
-        return self.score(np.full(len(references), commonest), references)
+    def majority(self, references: Sequence[Any]) -> dict[str, float]:
+        ((commonest, _),) = Counter(references).most_common(1)
+        return self.score([{"label": commonest}] * len(references), references)

@@ -1,17 +1,17 @@
-"""What a kind of task is: data -> features, logits -> answers, answers -> a score."""
+"""What a kind of task is: data -> features -> logits -> answers -> scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from datasets import Dataset
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-Ids = NDArray[Any] | Sequence[NDArray[Any]]
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Feature = dict[str, Any]
+"""What a batch takes at once: a text, a window of a long one, or all choices of a question."""
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Task(ABC):
     Args:
         tokenizer: the backbone's tokenizer.
         labels: names, in the order of the logits; empty until `fit_labels`.
-        max_length: longest input in tokens; what is longer is cut, and that is said. None: what
-            the tokenizer allows.
+        max_length: longest input in tokens; what is longer is split or cut, and a cut is said.
+            None: what the tokenizer allows.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,6 +33,10 @@ class Task(ABC):
     """The name in `PromptConfig.task`."""
     best_metric: ClassVar[str]
     """The score that says which epoch was best; more is better."""
+    label_columns: ClassVar[tuple[str, ...]] = ("labels",)
+    """The columns of labelled features that the loss takes."""
+    token_labels: ClassVar[bool] = False
+    """Whether a label column has an entry a token."""
 
     def settings(self) -> dict[str, Any]:
         """What the task does beside its tokenizer, as JSON holds it."""
@@ -40,13 +44,15 @@ class Task(ABC):
         del own["tokenizer"]
         return own | {"labels": list(self.labels)}
 
-    @abstractmethod
     def fit_labels(self, *parts: Dataset) -> Self:
         """This task with the labels that the parts of the data show."""
+        return self
 
     @abstractmethod
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
-        """Features, one row an example, with "labels" if labelled.
+        """Features, with "example", the place of the example that each belongs to.
+
+        The features of an example lie together, in the order of the examples.
 
         Raises:
             ValueError: a column is missing or lacks a value, or a label is unknown.
@@ -56,22 +62,55 @@ class Task(ABC):
     def prepare_inputs(self, inputs: Sequence[Any]) -> Dataset:
         """Features of inputs that come without a data set."""
 
-    @abstractmethod
-    def collator(self) -> Collator:
-        """Makes a padded batch of a list of features."""
+    def sequences(self, feature: Feature) -> list[Feature]:
+        """The model inputs of each sequence that a feature has: one, or one a choice."""
+        names = self.tokenizer.model_input_names
+        return [{name: feature[name] for name in names if name in feature}]
 
     @abstractmethod
-    def predictions(self, logits: Tensor) -> Tensor:
-        """The label ids that logits stand for."""
+    def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
+        """The answer to one example.
+
+        Args:
+            logits: of every sequence of its features, without padding.
+            features: all that the example has.
+        """
 
     @abstractmethod
-    def decode(self, logits: Tensor, feature: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one example, from its logits without padding and its features."""
+    def references(self, data: Dataset) -> list[Any]:
+        """What `score` compares each example's answer with."""
 
     @abstractmethod
-    def score(self, predictions: Ids, references: Ids) -> dict[str, float]:
-        """The scores of predicted label ids."""
+    def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
+        """The scores of decoded answers."""
 
     @abstractmethod
-    def majority(self, references: Ids) -> dict[str, float]:
-        """The scores of always giving the commonest label."""
+    def majority(self, references: Sequence[Any]) -> dict[str, float]:
+        """The scores of always giving the commonest answer."""
+
+
+def by_example(features: Iterable[Feature]) -> Iterator[list[Feature]]:
+    """Group features that lie together by their example."""
+    group: list[Feature] = []
+    for feature in features:
+        if group and feature["example"] != group[0]["example"]:
+            yield group
+            group = []
+        group.append(feature)
+    if group:
+        yield group
+
+
+def decode_all(task: Task, features: Iterable[Feature], logits: Sequence[Tensor]) -> list[Answer]:
+    """The answers to all examples.
+
+    Args:
+        features: of all examples, those of an example together.
+        logits: of every sequence of the features, in their order, without padding.
+    """
+    answers, start = [], 0
+    for group in by_example(features):
+        end = start + sum(len(task.sequences(feature)) for feature in group)
+        answers.append(task.decode(logits[start:end], group))
+        start = end
+    return answers

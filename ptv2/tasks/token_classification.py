@@ -1,19 +1,18 @@
 """Token classification: one tag for every word, such as named entities or slots."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from datasets import Dataset
 from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
-from transformers import DataCollatorForTokenClassification
 
 from ..heads import IGNORED
 from .data import check_columns, label_ids, label_names
-from .task import Collator, Ids, Task
+from .task import Answer, Feature, Task
 from .tokens import encode
 
 _CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
@@ -35,6 +34,7 @@ class TokenClassification(Task):
 
     kind: ClassVar[str] = "token-classification"
     best_metric: ClassVar[str] = "f1"
+    token_labels: ClassVar[bool] = True
 
     def fit_labels(self, *parts: Dataset) -> Self:
         for part in parts:
@@ -67,6 +67,7 @@ class TokenClassification(Task):
             _word_starts(encoding.word_ids, len(row))
             for encoding, row in zip(encodings, words, strict=True)
         ]
+        features["example"] = list(range(len(words)))
         lost = sum(starts.count(-1) for starts in features["word_starts"])
         if lost:
             logger.warning("%d words were cut off or have no word piece: they get no tag", lost)
@@ -90,44 +91,39 @@ class TokenClassification(Task):
     def _class_label(self, data: Dataset) -> Any:
         return getattr(data.features[self.tags_column], "feature", None)
 
-    def collator(self) -> Collator:
-        # The method, not the object: a Trainer saves the tokenizer of an object that has one.
-        return DataCollatorForTokenClassification(self.tokenizer).__call__
+    def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
+        """Logits (length, labels) -> "tags", one a word, None for a word without a piece."""
+        ids = logits[0].argmax(-1).tolist()
+        starts = features[0]["word_starts"]
+        return {"tags": [self.labels[ids[start]] if start >= 0 else None for start in starts]}
 
-    def predictions(self, logits: Tensor) -> Tensor:
-        """(..., length, num_labels) -> tag ids, (..., length)."""
-        return logits.argmax(-1)
+    def references(self, data: Dataset) -> list[Any]:
+        check_columns(data, tags_column=self.tags_column)
+        class_label = self._class_label(data)
+        ids = (
+            label_ids(_words(row), self.labels, self.tags_column, class_label)
+            for row in data[self.tags_column]
+        )
+        return [[self.labels[i] for i in row] for row in ids]
 
-    def decode(self, logits: Tensor, feature: dict[str, Any]) -> dict[str, Any]:
-        """One row of logits, (length, num_labels) -> "tags", one a word, None for a lost word."""
-        ids = logits.argmax(-1).tolist()
-        return {"tags": [self.labels[ids[i]] if i >= 0 else None for i in feature["word_starts"]]}
-
-    def score(self, predictions: Ids, references: Ids) -> dict[str, float]:
-        """Precision, recall and F1 of entities, from tag ids (examples, length), -100 left out.
+    def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
+        """Precision, recall and F1 of entities; a word without a tag counts as "O".
 
         Tags of no chunk scheme, such as parts of speech, count as an entity for every word.
         """
         chunks = all(label == "O" or label[:2] in _CHUNK_PREFIXES for label in self.labels)
-        names = self.labels if chunks else [f"B-{label}" for label in self.labels]
-        kept = [np.asarray(row) != IGNORED for row in references]
-        expected, given = (
-            [
-                [names[i] for i in np.asarray(row)[keep]]
-                for row, keep in zip(rows, kept, strict=True)
-            ]
-            for rows in (references, predictions)
-        )
+        prefix = "" if chunks else "B-"
+        expected = [[prefix + tag for tag in row] for row in references]
+        given = [[prefix + tag if tag else "O" for tag in answer["tags"]] for answer in answers]
         return {
             "precision": float(precision_score(expected, given, zero_division=0)),
             "recall": float(recall_score(expected, given, zero_division=0)),
             "f1": float(f1_score(expected, given, zero_division=0)),
         }
 
-    def majority(self, references: Ids) -> dict[str, float]:
-        tags = np.concatenate([np.asarray(row) for row in references])
-        commonest = np.bincount(tags[tags != IGNORED]).argmax()
-        return self.score([np.full(len(row), commonest) for row in references], references)
+    def majority(self, references: Sequence[Any]) -> dict[str, float]:
+        ((commonest, _),) = Counter(tag for row in references for tag in row).most_common(1)
+        return self.score([{"tags": [commonest] * len(row)} for row in references], references)
 
 
 def _words(row: Any) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ptv2.tasks import SequenceClassification
+from ptv2.tasks import Collator, SequenceClassification
 
 DATA = Dataset.from_dict(
     {"text": ["a film", "a great film"], "other": ["fine", "dull"], "label": ["y", "x"]}
@@ -23,7 +23,7 @@ def test_features_and_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.convert_ids_to_tokens(features[0]["input_ids"]) == [
         "[CLS]", "a", "film", "[SEP]",
     ]  # fmt: skip
-    batch = task.collator()(features.to_list())
+    batch = Collator(task)(features.to_list())
     assert batch["input_ids"].shape == (2, 5)
     assert "labels" not in task.prepare(DATA, labelled=False).column_names
 
@@ -75,12 +75,13 @@ def test_missing_value(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_answers_and_scores(tokenizer: PreTrainedTokenizerBase) -> None:
     task = SequenceClassification(tokenizer, labels=("x", "y"))
-    logits = torch.tensor([0.0, np.log(3.0)])
-    assert task.decode(logits, {}) == {"label": "y", "score": 0.75}
-    assert task.predictions(logits[None]).tolist() == [1]
-    references = np.array([0, 0, 0, 1])
-    assert task.score(np.array([0, 0, 1, 1]), references) == {
+    answer = task.decode([torch.tensor([0.0, np.log(3.0)])], [{}])
+    assert answer == {"label": "y", "score": 0.75}
+    references = ["x", "x", "x", "y"]
+    given = [{"label": label} for label in "xxyy"]
+    assert task.score(given, references) == {
         "accuracy": 0.75,
         "macro_f1": pytest.approx((0.8 + 2 / 3) / 2),
     }
     assert task.majority(references)["accuracy"] == 0.75
+    assert task.references(Dataset.from_dict({"label": ["y", "x"]})) == ["y", "x"]

@@ -2,13 +2,12 @@
 
 import logging
 
-import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ptv2.tasks import TokenClassification
+from ptv2.tasks import Collator, TokenClassification
 
 TOKENS = ["walkings", "in", "rome"]
 TAGS = ["B-sport", "O", "B-city"]
@@ -24,8 +23,7 @@ def test_a_word_is_labelled_at_its_first_piece(tokenizer: PreTrainedTokenizerBas
     ]  # fmt: skip
     assert features[0]["labels"] == [-100, 1, -100, -100, 2, 0, -100]
     assert features[0]["word_starts"] == [1, 4, 5]
-    rows = [{k: v for k, v in row.items() if k != "word_starts"} for row in features]
-    assert task.collator()(rows)["labels"][1].tolist() == [-100, 0] + [-100] * 5
+    assert Collator(task)(list(features))["labels"][1].tolist() == [-100, 0] + [-100] * 5
 
 
 def test_lists_and_texts_are_the_same(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,7 +56,7 @@ def test_truncation_is_said(
         "1 of 2 examples were cut to 5 tokens",
         "2 words were cut off or have no word piece: they get no tag",
     ]
-    answer = task.decode(torch.zeros(5, 3), features[0])
+    answer = task.decode([torch.zeros(5, 3)], [features[0]])
     assert answer == {"tags": ["B-city", None, None]}
 
 
@@ -80,14 +78,13 @@ def test_unknown_tag(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_entity_scores_count_whole_entities(tokenizer: PreTrainedTokenizerBase) -> None:
     task = TokenClassification(tokenizer, labels=("O", "B-x", "I-x"))
-    references = np.array([[-100, 1, 2, 0, 1, -100]])
-    predictions = np.array([[0, 1, 0, 0, 1, 1]])  # the first entity is cut short
-    scores = task.score(predictions, references)
-    assert scores == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    references = [["B-x", "I-x", "O", "B-x"]]
+    answers = [{"tags": ["B-x", "O", None, "B-x"]}]  # the first entity is cut short
+    assert task.score(answers, references) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert task.majority(references)["f1"] > 0  # the commonest tag here is B-x
 
 
 def test_tags_without_a_scheme_count_word_by_word(tokenizer: PreTrainedTokenizerBase) -> None:
     task = TokenClassification(tokenizer, labels=("NOUN", "VERB"))
-    scores = task.score(np.array([[0, 1, 1, 0]]), np.array([[0, 0, 1, -100]]))
+    scores = task.score([{"tags": ["NOUN", "VERB", "VERB"]}], [["NOUN", "NOUN", "VERB"]])
     assert scores == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
