@@ -27,6 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ptv2 import PromptConfig, PromptModel
 from ptv2.demo import encoder_directory
 from ptv2.heads import Head
+from ptv2.layout import Padded
 from ptv2.tasks import Task, load_data, make_task
 from ptv2.training import TrainConfig, environment, fit, write_json
 
@@ -69,8 +70,9 @@ class FineTuned(nn.Module):
         encoded = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         )
-        logits = self.head(encoded.last_hidden_state, attention_mask)
-        loss = None if labels is None else self.head.loss(logits, labels)
+        layout = Padded(attention_mask)
+        logits = self.head(encoded.last_hidden_state, layout)
+        loss = None if labels is None else self.head.loss(logits, labels, layout)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

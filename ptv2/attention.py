@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from ptv2_kernels import prefix_attention
+from ptv2_kernels import prefix_attention, prefix_attention_varlen
+
+from .layout import Packed
 
 IMPLEMENTATION = "ptv2"
 
@@ -28,7 +30,8 @@ class PromptBatch:
 
     Args:
         layers: a pool for each layer, None where no prompt of the batch has that layer.
-        prompt_ids: (batch,) the prompt of each row, -1 for none; None: prompt 0 for all.
+        prompt_ids: (sequences,) the prompt of each, -1 for none; None: prompt 0 for all.
+        packed: how the sequences lie in a packed batch; None: the batch is padded.
         by_call_order: layers are told apart by the order of calls, not by `layer_idx`.
     """
 
@@ -36,10 +39,12 @@ class PromptBatch:
         self,
         layers: Sequence[LayerPrompts | None],
         prompt_ids: Tensor | None = None,
+        packed: Packed | None = None,
         by_call_order: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.prompt_ids = prompt_ids
+        self.packed = packed
         self.by_call_order = by_call_order
         self.taken: list[int] = []
 
@@ -79,6 +84,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer; query is (batch, heads, length, head_dim).
 
+    A packed batch comes as a batch of one, with its tokens as the length.
+
     Returns:
         The output (batch, length, heads, head_dim), and None for the attention weights.
     """
@@ -88,23 +95,32 @@ def attention_forward(
     if layer is None:
         empty = query.new_empty(0, query.shape[1], query.shape[3])
         layer = LayerPrompts(empty, empty, None)
-    out = prefix_attention(
-        query,
-        key,
-        value,
+    options: dict[str, Any] = {
+        "prompt_ids": None if prompts is None or not len(layer.prefix_key) else prompts.prompt_ids,
+        "prompt_bounds": layer.prompt_bounds,
+        "dropout_p": dropout,
+        "scale": scaling,
+        "causal": getattr(module, "is_causal", False) if is_causal is None else is_causal,
+        # transformers counts the token itself, as flash attention does
+        "window": None if sliding_window is None else sliding_window - 1,
+    }
+    if prompts is None or prompts.packed is None:
+        mask = _key_mask(attention_mask)
+        out = prefix_attention(query, key, value, *layer[:2], key_mask=mask, **options)
+        assert isinstance(out, Tensor)
+        return out.transpose(1, 2), None
+    out = prefix_attention_varlen(
+        query[0].transpose(0, 1),  # (tokens, heads, head_dim)
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         layer.prefix_key,
         layer.prefix_value,
-        prompt_ids=None if prompts is None or not len(layer.prefix_key) else prompts.prompt_ids,
-        prompt_bounds=layer.prompt_bounds,
-        key_mask=_key_mask(attention_mask),
-        dropout_p=dropout,
-        scale=scaling,
-        causal=getattr(module, "is_causal", False) if is_causal is None else is_causal,
-        # transformers counts the token itself, as flash attention does
-        window=None if sliding_window is None else sliding_window - 1,
+        prompts.packed.cu_seqlens,
+        prompts.packed.max_seqlen,
+        **options,
     )
     assert isinstance(out, Tensor)
-    return out.transpose(1, 2), None
+    return out[None], None
 
 
 def _key_mask(attention_mask: Tensor | None) -> Tensor | None:

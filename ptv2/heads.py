@@ -2,10 +2,12 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import PromptConfig
+from .layout import Layout
 
 IGNORED = -100
 """The label of tokens and positions that count nowhere, as everywhere in transformers."""
@@ -28,26 +30,28 @@ class Head(nn.Module):
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Logits (rows, outputs) if the head pools, else (rows, length, outputs).
+    def forward(self, states: Tensor, layout: Layout) -> Tensor:
+        """Logits (sequences, outputs) if the head pools, else one of each token.
 
         Args:
-            states: (rows, length, hidden_size).
-            attention_mask: (rows, length), 1 = a token, 0 = padding.
+            states: (rows, length, hidden_size), or packed (1, tokens, hidden_size).
+            layout: how the sequences lie in them.
         """
         states = states.to(self.linear.weight.dtype)
         if self.pools:
-            states = pool(states, attention_mask, self.config.pooling)
+            first = self.config.pooling == "first"
+            states = layout.first(states) if first else layout.mean(states)
         return cast(Tensor, self.linear(self.dropout(states)))
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         """Mean loss over the examples or labelled tokens.
 
         Args:
             logits: as `forward` returns them; for a multiple choice (examples, choices).
+            layout: how the sequences lie in them.
             labels: class indices (rows,), or floats (rows,) for a regression; tag indices
-                (rows, length) with -100 where a token has none; start and end (rows, 2) for
-                question answering.
+                (rows, length) with -100 where a token has none; for question answering start
+                and end (rows, 2), positions in their own sequence.
         """
         if self.pools and labels.numel() != len(logits):
             raise ValueError(
@@ -55,10 +59,7 @@ class Head(nn.Module):
             )
         match self.config.task:
             case "question-answering":
-                # a position beyond the text is one the truncation has cut off
-                labels = labels.masked_fill((labels < 0) | (labels >= logits.shape[1]), IGNORED)
-                losses = [cross_entropy(logits[..., i], labels[:, i]) for i in range(2)]
-                return (losses[0] + losses[1]) / 2
+                return span_loss(logits, labels, layout)
             case "sequence-classification" if len(self.config.labels) == 1:
                 return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
             case "token-classification":
@@ -67,20 +68,26 @@ class Head(nn.Module):
                 return cross_entropy(logits, labels.view(-1))
 
 
-def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """(rows, length, hidden_size) -> (rows, hidden_size): the mean token state or the first."""
-    if pooling == "first":
-        return states[:, 0]
-    if attention_mask is None:
-        return states.mean(1)
-    weight = attention_mask.bool().unsqueeze(-1)
-    return states.masked_fill(~weight, 0).sum(1) / weight.sum(1).clamp(min=1)
-
-
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy over labels other than -100; 0, not NaN, if there are none."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def span_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Cross entropy of starts and of ends over the tokens of their own sequence, averaged.
+
+    Args:
+        logits: (rows, length, 2) or packed.
+        labels: (rows, 2); a position that the sequence does not have counts nowhere.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    rows = layout.rows(logits, lowest)
+    inside = (labels >= 0) & (labels < rows.shape[1])
+    chosen = rows.gather(1, labels.clamp(0, rows.shape[1] - 1)[:, None])[:, 0]
+    labels = labels.masked_fill(~inside | (chosen == lowest), IGNORED)
+    losses = [cross_entropy(rows[..., i], labels[:, i]) for i in range(2)]
+    return (losses[0] + losses[1]) / 2
 
 
 def _outputs(config: PromptConfig) -> int:

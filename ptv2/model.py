@@ -15,9 +15,16 @@ from transformers.utils import ModelOutput
 from .assets import Asset, read_asset, write_asset
 from .attention import use_prompt_attention
 from .config import PromptConfig, check_task_name
-from .families import family_of, geometry_of, number_layers, project_hidden_states
+from .families import (
+    family_of,
+    geometry_of,
+    number_layers,
+    position_ids_of,
+    project_hidden_states,
+)
 from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
+from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
 from .prompts import Prompt, pool_prompts
 from .task_model import TaskModel, leave_out_backbone, require_nonreentrant_checkpointing
@@ -139,6 +146,9 @@ class PromptModel(nn.Module):
         labels: Tensor | Sequence[Any] | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        choices: int | None = None,
         output_hidden_states: bool = False,
     ) -> ModelOutput:
         """Run the backbone once, each row with its task's prompt, and the tasks' heads.
@@ -146,12 +156,19 @@ class PromptModel(nn.Module):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (rows, length); for a
                 multiple choice (rows, choices, length). inputs_embeds instead of input_ids: one
-                more dimension of hidden_size.
+                more dimension of hidden_size. Packed, (1, tokens): see cu_seqlens.
             task: a name: every row is of that task, and the output is transformers' own class for
                 it. A list: a name a row (a multiple choice's row is one choice), None for the bare
                 backbone; the output is a `MixedTaskOutput`. None: the bare backbone for all.
             labels: what the task's loss takes; for a list of tasks one entry a row, None for none.
             start_positions, end_positions: (rows,), the labels of question answering.
+            cu_seqlens: (sequences + 1,) int32: the batch is packed, sequence after sequence in
+                one row without padding, and sequence s has the tokens from cu_seqlens[s] to
+                cu_seqlens[s + 1]. A row is then a sequence; outputs that have an entry a token
+                are (1, tokens, ...), and so are their labels. Positions count in each sequence.
+            max_seqlen: of the longest of them. None: the number of tokens, which is slower.
+            choices: of each example, for a packed multiple choice, whose sequences are the
+                choices of the first example, then of the second.
 
         Raises:
             UnknownTaskError: a task that the model does not have.
@@ -166,56 +183,89 @@ class PromptModel(nn.Module):
         }
         inputs = {name: value for name, value in arguments.items() if value is not None}
         self._check_inputs(inputs)
+        packed = self._pack(inputs, cu_seqlens, max_seqlen)
         if isinstance(task, str):
             wanted = _task_labels(self._config(task), labels, start_positions, end_positions)
-            return self._forward_task(task, inputs, wanted, output_hidden_states)
+            return self._forward_task(task, inputs, packed, choices, wanted, output_hidden_states)
         if start_positions is not None or end_positions is not None:
             raise ValueError("start_positions: expected one task's name in task, got a list")
+        if choices is not None:
+            raise ValueError("choices: expected one task's name in task, got a list")
         if task is None:
             if labels is not None:
                 raise ValueError("labels: the bare backbone has no loss, expected None")
-            return self._encode(inputs, [], None, output_hidden_states)
-        return self._forward_rows(list(task), inputs, labels, output_hidden_states)
+            return self._encode(inputs, packed, [], None, output_hidden_states)
+        return self._forward_rows(list(task), inputs, packed, labels, output_hidden_states)
+
+    def _pack(
+        self, inputs: dict[str, Tensor], cu_seqlens: Tensor | None, max_seqlen: int | None
+    ) -> Packed | None:
+        """How a packed batch lies; its position ids join the inputs."""
+        if cu_seqlens is None:
+            if max_seqlen is not None:
+                raise ValueError("max_seqlen: expected cu_seqlens with it")
+            return None
+        if "attention_mask" in inputs:
+            raise ValueError("attention_mask: a packed batch has no padding, expected None")
+        for name, value in inputs.items():
+            if value.shape[0] != 1 or value.dim() != (3 if name == "inputs_embeds" else 2):
+                shape = tuple(value.shape)
+                raise ValueError(f"{name}: expected (1, tokens) with cu_seqlens, got {shape}")
+        tokens = next(iter(inputs.values())).shape[1]
+        packed = Packed(cu_seqlens, tokens if max_seqlen is None else max_seqlen, tokens)
+        if "position_ids" not in inputs:
+            ids = inputs.get("input_ids")
+            inputs["position_ids"] = position_ids_of(self.backbone, ids, packed)
+        return packed
 
     def _forward_task(
         self,
         name: str,
         inputs: dict[str, Tensor],
+        packed: Packed | None,
+        choices: int | None,
         labels: Tensor | None,
         output_hidden_states: bool,
     ) -> ModelOutput:
-        config, choices = self.tasks[name], None
+        config = self.tasks[name]
         if config.task == "multiple-choice":
-            for argument, value in inputs.items():
-                if value.dim() < (4 if argument == "inputs_embeds" else 3):
-                    shape = tuple(value.shape)
-                    raise ValueError(f"{argument}: expected (rows, choices, length), got {shape}")
-            choices = next(iter(inputs.values())).shape[1]
-            inputs = {argument: value.flatten(0, 1) for argument, value in inputs.items()}
-        encoded = self._encode(inputs, [name], None, output_hidden_states)
-        mask = inputs.get("attention_mask")
-        return task_output(config, self._head(name), encoded, mask, labels, choices)
+            if packed is None:
+                inputs, choices = _flatten_choices(inputs, choices)
+            elif choices is None or (len(packed.cu_seqlens) - 1) % choices:
+                raise ValueError(
+                    f"choices: expected a divisor of the {len(packed.cu_seqlens) - 1} sequences "
+                    f"of a packed multiple choice, got {choices}"
+                )
+        elif choices is not None:
+            raise ValueError(f"choices: {config.task} has none, expected None, got {choices}")
+        encoded = self._encode(inputs, packed, [name], None, output_hidden_states)
+        layout = packed or Padded(inputs.get("attention_mask"))
+        return task_output(config, self._head(name), encoded, layout, labels, choices)
 
     def _forward_rows(
         self,
         tasks: list[str | None],
         inputs: dict[str, Tensor],
+        packed: Packed | None,
         labels: Tensor | Sequence[Any] | None,
         output_hidden_states: bool,
     ) -> MixedTaskOutput:
-        rows = next(iter(inputs.values())).shape[0]
+        first = next(iter(inputs.values()))
+        rows = first.shape[0] if packed is None else len(packed.cu_seqlens) - 1
         if len(tasks) != rows:
             raise ValueError(f"task: expected {rows} names, one a row, got {len(tasks)}")
         names = list(dict.fromkeys(name for name in tasks if name is not None))
         for name in names:
             self._config(name)
-        encoded = self._encode(inputs, names, tasks, output_hidden_states)
+        encoded = self._encode(inputs, packed, names, tasks, output_hidden_states)
         heads = {name: cast(Head, self.heads[name]) for name in names if name in self.heads}
-        return MixedTaskOutput.of_rows(tasks, heads, encoded, inputs.get("attention_mask"), labels)
+        layout = packed or Padded(inputs.get("attention_mask"))
+        return MixedTaskOutput.of_rows(tasks, heads, encoded, layout, labels)
 
     def _encode(
         self,
         inputs: Mapping[str, Tensor],
+        packed: Packed | None,
         names: Sequence[str],
         rows: Sequence[str | None] | None,
         output_hidden_states: bool,
@@ -226,6 +276,7 @@ class PromptModel(nn.Module):
             self.geometry,
             rows,
             self.device,
+            packed,
             family_of(self.backbone.config.model_type).shared_modules,
         )
         encoded = self.backbone(
@@ -298,6 +349,20 @@ class PromptModel(nn.Module):
         self.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
         self._install(name, *asset.build(self.geometry))
         return name
+
+
+def _flatten_choices(
+    inputs: dict[str, Tensor], choices: int | None
+) -> tuple[dict[str, Tensor], int]:
+    """(rows, choices, length) -> (rows * choices, length), and the number of choices."""
+    for argument, value in inputs.items():
+        if value.dim() < (4 if argument == "inputs_embeds" else 3):
+            shape = tuple(value.shape)
+            raise ValueError(f"{argument}: expected (rows, choices, length), got {shape}")
+    found = next(iter(inputs.values())).shape[1]
+    if choices not in (None, found):
+        raise ValueError(f"choices: expected {found}, as in the inputs, or None, got {choices}")
+    return {argument: value.flatten(0, 1) for argument, value in inputs.items()}, found
 
 
 def _task_labels(

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .config import PromptConfig
 from .heads import Head
+from .layout import Layout, Packed
 
 _CLASSES: dict[str, type[ModelOutput]] = {
     "sequence-classification": SequenceClassifierOutput,
@@ -29,7 +30,7 @@ def task_output(
     config: PromptConfig,
     head: Head | None,
     encoded: BaseModelOutput,
-    attention_mask: Tensor | None,
+    layout: Layout,
     labels: Tensor | None,
     choices: int | None = None,
 ) -> ModelOutput:
@@ -37,19 +38,19 @@ def task_output(
 
     Args:
         head: None for feature extraction.
-        encoded: states (rows, length, hidden_size).
-        attention_mask: (rows, length).
+        encoded: states (rows, length, hidden_size), or packed (1, tokens, hidden_size).
+        layout: how the sequences lie in them.
         labels: as `Head.loss` takes them.
-        choices: of a multiple choice, whose rows are examples * choices.
+        choices: of a multiple choice, whose sequences are examples * choices.
     """
     if head is None:
         if labels is not None:
             raise ValueError(f"labels: {config.task} has no loss, expected None")
         return encoded
-    logits = head(encoded.last_hidden_state, attention_mask)
+    logits = head(encoded.last_hidden_state, layout)
     if choices is not None:
         logits = logits.view(-1, choices)
-    loss = None if labels is None else head.loss(logits, labels)
+    loss = None if labels is None else head.loss(logits, labels, layout)
     if config.task == "question-answering":
         start, end = logits.unbind(-1)
         return QuestionAnsweringModelOutput(loss, start, end, encoded.hidden_states)
@@ -64,8 +65,9 @@ class MixedTaskOutput(ModelOutput):
         loss: mean over the labelled rows, if there are labels.
         logits: one entry a row: (labels,) for a sequence classification, (1,) for one choice of a
             multiple choice, (length, labels) for a token classification, (length, 2) for question
-            answering; None for feature extraction and for the bare backbone.
-        last_hidden_state: (rows, length, hidden_size).
+            answering; None for feature extraction and for the bare backbone. A padded batch's
+            length includes the padding.
+        last_hidden_state: (rows, length, hidden_size), or packed (1, tokens, hidden_size).
         hidden_states: of every layer, if asked for.
     """
 
@@ -80,7 +82,7 @@ class MixedTaskOutput(ModelOutput):
         tasks: Sequence[str | None],
         heads: Mapping[str, Head],
         encoded: BaseModelOutput,
-        attention_mask: Tensor | None,
+        layout: Layout,
         labels: Tensor | Sequence[Any] | None,
     ) -> Self:
         """Apply each task's head to its rows.
@@ -97,27 +99,37 @@ class MixedTaskOutput(ModelOutput):
         labelled = 0
         for name, head in heads.items():
             rows = [row for row, task in enumerate(tasks) if task == name]
-            index = torch.tensor(rows, device=states.device)
-            mask = None if attention_mask is None else attention_mask[index]
-            task_logits = head(states[index], mask)
-            for row, row_logits in zip(rows, task_logits, strict=True):
+            task_states, task_layout = layout.select(states, rows)
+            task_logits = head(task_states, task_layout)
+            split = list(task_logits) if head.pools else task_layout.split(task_logits)
+            for row, row_logits in zip(rows, split, strict=True):
                 logits[row] = row_logits
             if labels is not None:
-                part, count = _loss_of_rows(head, task_logits, [labels[row] for row in rows])
+                wanted = [labels[row] for row in rows]
+                part, count = _loss_of_rows(head, task_logits, task_layout, wanted)
                 total, labelled = part if total is None else total + part, labelled + count
         loss = total / labelled if total is not None and labelled else None
         return cls(loss, tuple(logits), states, encoded.hidden_states)
 
 
-def _loss_of_rows(head: Head, logits: Tensor, labels: Sequence[Any]) -> tuple[Tensor, int]:
+def _loss_of_rows(
+    head: Head, logits: Tensor, layout: Layout, labels: Sequence[Any]
+) -> tuple[Tensor, int]:
     """One task's loss times its labelled rows, and their count."""
     places = [place for place, label in enumerate(labels) if label is not None]
     if not places:
         return logits.new_zeros(()), 0
-    wanted = torch.stack(
-        [torch.as_tensor(labels[place], device=logits.device) for place in places]
-    )
-    return head.loss(logits[places], wanted) * len(places), len(places)
+    wanted = [torch.as_tensor(labels[place], device=logits.device) for place in places]
+    if head.pools:
+        logits = logits[places]
+    else:
+        logits, layout = layout.select(logits, places)
+    stacked = torch.cat(wanted)[None] if _packs_labels(head, layout) else torch.stack(wanted)
+    return head.loss(logits, stacked, layout) * len(places), len(places)
+
+
+def _packs_labels(head: Head, layout: Layout) -> bool:
+    return head.config.task == "token-classification" and isinstance(layout, Packed)
 
 
 def _check_labels(

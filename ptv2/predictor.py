@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .families import position_padding
 from .model import PromptModel
 from .tasks import Task, make_task
 from .tasks.task import Answer, Feature
@@ -130,8 +131,7 @@ class Predictor:
 def longest_input(model: PromptModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the backbone has positions for and the tokenizer gives."""
     positions = int(model.backbone.config.max_position_embeddings)
-    table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
-    padding_idx = getattr(table, "padding_idx", None)
-    if padding_idx is not None:
-        positions -= padding_idx + 1  # RoBERTa and its kin count from there
+    padding = position_padding(model.backbone)
+    if padding is not None:
+        positions -= padding + 1  # tokens count from there
     return min(positions, tokenizer.model_max_length)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .attention import LayerPrompts, PromptBatch
 from .config import PromptConfig
 from .families import Geometry
+from .layout import Packed
 
 Projection = Callable[[int, Tensor], Tensor]
 """(layer, (prompt_length, hidden_size)) -> (2, heads, prompt_length, head_dim)."""
@@ -82,6 +83,7 @@ def pool_prompts(
     geometry: Geometry,
     rows: Sequence[str | None] | None,
     device: torch.device,
+    packed: Packed | None,
     by_call_order: bool,
 ) -> PromptBatch:
     """Put the prompts of a batch into one pool a layer.
@@ -91,6 +93,8 @@ def pool_prompts(
         layers: the layers that each prompt has.
         rows: the prompt of each row of the batch, None for none; None as a whole: every row uses
             the only prompt there is.
+        packed: how the sequences of a packed batch lie.
+        by_call_order: layers are told apart by the order of calls.
     """
     names = list(key_values)
     pools = []
@@ -101,10 +105,10 @@ def pool_prompts(
         ]
         pools.append(_layer_pool(parts, single=rows is None, device=device))
     if rows is None:
-        return PromptBatch(pools, None, by_call_order)
+        return PromptBatch(pools, None, packed, by_call_order)
     places = {name: place for place, name in enumerate(names)}
     ids = [-1 if name is None else places[name] for name in rows]
-    return PromptBatch(pools, torch.tensor(ids, device=device), by_call_order)
+    return PromptBatch(pools, torch.tensor(ids, device=device), packed, by_call_order)
 
 
 def _layer_pool(

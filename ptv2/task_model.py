@@ -58,6 +58,9 @@ class TaskModel(nn.Module):
         labels: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        choices: int | None = None,
     ) -> ModelOutput:
         """`PromptModel.forward` with every row of this task."""
         return self._model[0].forward(
@@ -70,6 +73,9 @@ class TaskModel(nn.Module):
             labels=labels,
             start_positions=start_positions,
             end_positions=end_positions,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            choices=choices,
         )
 
     def activation_checkpointing_enable(

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from ptv2 import PromptConfig, PromptModel
 from ptv2.families import FAMILIES, family_of
+from ptv2.layout import Padded
 from tests.textbook_model import inject_process_slice, states_with_prompt
 
 LENGTHS = (14, 5, 9, 1, 12)
@@ -67,7 +68,7 @@ def test_mixed_padded_batch_equals_concatenation(family, tiny_backbone, batch):
         if task is None:
             assert out.logits[row] is None
             continue
-        logits = model.heads[task](states, None)[0]
+        logits = model.heads[task](states, Padded(None))[0]
         got = out.logits[row]
         got = got if got.dim() == 1 else got[: LENGTHS[row]]
         torch.testing.assert_close(got, logits, rtol=0, atol=1e-5)
@@ -125,7 +126,7 @@ def test_gradients_equal_concatenation(family, tiny_backbone, batch):
     expected = 0
     for row in range(len(LENGTHS)):
         states = states_with_prompt(backbone, row_inputs(batch, row), by_layer(model, "long"))
-        expected = expected + model.heads["long"](states, None).square().sum()
+        expected = expected + model.heads["long"](states, Padded(None)).square().sum()
     (want,) = torch.autograd.grad(expected, model.prompts["long"].embedding)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 

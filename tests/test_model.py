@@ -54,9 +54,9 @@ def test_losses(model, batch):
     start, end = torch.tensor([1, 0, 2, 0]), torch.tensor([3, 1, 2, 99])
     out = model(**batch, task="answer", start_positions=start, end_positions=end)
     assert out.start_logits.shape == out.end_logits.shape == (4, 9)
-    expected = F.cross_entropy(out.start_logits, start) + F.cross_entropy(
-        out.end_logits[:3], end[:3]
-    )
+    padding = batch["attention_mask"] == 0
+    starts, ends = (x.masked_fill(padding, -1e9) for x in (out.start_logits, out.end_logits))
+    expected = F.cross_entropy(starts, start) + F.cross_entropy(ends[:3], end[:3])
     torch.testing.assert_close(out.loss, expected / 2)
 
     choices = {name: x.view(2, 2, 9) for name, x in batch.items()}

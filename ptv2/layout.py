@@ -1,0 +1,111 @@
+"""How the sequences of a batch lie in its tensors: padded to one length, or packed in a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Padded:
+    """(rows, length, ...), with what is no token masked.
+
+    Args:
+        attention_mask: (rows, length), 1 = a token, 0 = padding. None: tokens alone.
+    """
+
+    attention_mask: Tensor | None
+
+    def first(self, states: Tensor) -> Tensor:
+        """The first token of every sequence, (rows, ...)."""
+        return states[:, 0]
+
+    def mean(self, states: Tensor) -> Tensor:
+        """The mean token of every sequence, (rows, ...); 0 for one without tokens."""
+        if self.attention_mask is None:
+            return states.mean(1)
+        weight = self.attention_mask.bool().unsqueeze(-1)
+        return states.masked_fill(~weight, 0).sum(1) / weight.sum(1).clamp(min=1)
+
+    def rows(self, x: Tensor, fill: float) -> Tensor:
+        """A row for every sequence, (rows, length, ...), with `fill` where there is no token."""
+        if self.attention_mask is None:
+            return x
+        return x.masked_fill(~self.attention_mask.bool().unsqueeze(-1), fill)
+
+    def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
+        """Some of the sequences, and how they lie."""
+        index = torch.tensor(sequences, device=x.device)
+        mask = self.attention_mask
+        return x[index], type(self)(None if mask is None else mask[index])
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Each sequence's own, (length, ...), padding included."""
+        return list(x)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """(1, tokens, ...), sequence after sequence, without padding.
+
+    Args:
+        cu_seqlens: (sequences + 1,) int32; sequence s has the tokens from cu_seqlens[s] to
+            cu_seqlens[s + 1].
+        max_seqlen: tokens of the longest sequence.
+        tokens: of all sequences.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    tokens: int
+
+    @property
+    def lengths(self) -> Tensor:
+        """(sequences,)."""
+        return self.cu_seqlens.diff()
+
+    @property
+    def sequence(self) -> Tensor:
+        """The sequence of each token, (tokens,)."""
+        return torch.searchsorted(self.cu_seqlens[1:], self._places, right=True)
+
+    @property
+    def position(self) -> Tensor:
+        """The place of each token in its sequence, (tokens,)."""
+        return self._places - self.cu_seqlens[self.sequence]
+
+    @property
+    def _places(self) -> Tensor:
+        return torch.arange(self.tokens, dtype=torch.int32, device=self.cu_seqlens.device)
+
+    def first(self, states: Tensor) -> Tensor:
+        """The first token of every sequence, (sequences, ...)."""
+        return states[0, self.cu_seqlens[:-1]]
+
+    def mean(self, states: Tensor) -> Tensor:
+        """The mean token of every sequence, (sequences, ...); 0 for one without tokens."""
+        offsets = self.cu_seqlens.long()
+        sums = torch.segment_reduce(states[0], "sum", offsets=offsets, axis=0)
+        return sums / self.lengths.clamp(min=1).unsqueeze(-1)
+
+    def rows(self, x: Tensor, fill: float) -> Tensor:
+        """A row for every sequence, (sequences, max_seqlen, ...), filled up with `fill`."""
+        shape = (len(self.lengths), self.max_seqlen, *x.shape[2:])
+        return x.new_full(shape, fill).index_put((self.sequence, self.position), x[0])
+
+    def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
+        """Some of the sequences, and how they lie."""
+        parts = self.split(x)
+        lengths = [len(parts[i]) for i in sequences]
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        layout = type(self)(ends.to(x.device), self.max_seqlen, sum(lengths))
+        return torch.cat([parts[i] for i in sequences])[None], layout
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Each sequence's own, (length, ...)."""
+        return list(x[0].split(self.lengths.tolist()))
+
+
+Layout = Padded | Packed

@@ -1,0 +1,186 @@
+"""Packed batches equal padded ones: states, logits, losses and gradients, in every family."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from ptv2 import PromptConfig, PromptModel
+from ptv2.layout import Packed, Padded
+
+LENGTHS = (14, 5, 9, 1, 12, 8)
+TASKS = ("topic", "tags", None, "few", "answer", "tags")
+CONFIGS = {
+    "topic": PromptConfig("sequence-classification", ("a", "b", "c"), prompt_length=7),
+    "tags": PromptConfig("token-classification", ("O", "X"), prompt_length=3),
+    "few": PromptConfig(
+        "sequence-classification", ("a", "b"), prompt_length=4, layers=(0, 2), pooling="first"
+    ),
+    "answer": PromptConfig("question-answering", prompt_length=5),
+    "choose": PromptConfig("multiple-choice", prompt_length=2),
+    "embed": PromptConfig("feature-extraction", prompt_length=2),
+}
+LABELS: dict[str, dict[str, Any]] = {
+    "topic": {"labels": torch.tensor([0, 1, 2, 0, 1, 1])},
+    "few": {"labels": torch.tensor([0, 1, 1, 0, 1, 1])},
+    "answer": {
+        "start_positions": torch.tensor([0, 4, 3, 0, 13, 2]),  # 13: beyond that one's 12 tokens
+        "end_positions": torch.tensor([13, 4, 8, 0, 11, 4]),
+    },
+    "choose": {"labels": torch.tensor([1, 2])},
+    "embed": {},
+}
+
+
+@pytest.fixture
+def padded() -> dict[str, torch.Tensor]:
+    ids = torch.randint(4, 100, (len(LENGTHS), max(LENGTHS)))
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    return {"input_ids": ids.masked_fill(~mask, 1), "attention_mask": mask.long()}
+
+
+@pytest.fixture
+def packed(padded: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "input_ids": pack(padded["input_ids"]),
+        "cu_seqlens": torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        "max_seqlen": max(LENGTHS),
+    }
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    """(rows, length, ...) -> (1, tokens, ...)."""
+    return torch.cat([row[:n] for row, n in zip(x, LENGTHS, strict=True)])[None]
+
+
+def new_model(backbone: Any) -> PromptModel:
+    torch.manual_seed(1)
+    model = PromptModel(copy.deepcopy(backbone)).eval()
+    for name, config in CONFIGS.items():
+        model.add_task(name, config)
+    return model
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_mixed_batch(family: str, tiny_backbone: Any, padded: Any, packed: Any) -> None:
+    model = new_model(tiny_backbone(family))
+    tags = [torch.tensor([0, 1, -100, 0, 1])[: n % 6] for n in LENGTHS]
+    tags = [torch.cat((row, torch.full((14 - len(row),), -100))) for row in tags]
+    labels = [1, tags[1], None, 0, torch.tensor([3, 5]), tags[5]]
+    want = model(**padded, task=TASKS, labels=labels)
+    labels[1], labels[5] = tags[1][:5], tags[5][:8]
+    got = model(**packed, task=TASKS, labels=labels)
+    close(got.last_hidden_state, pack(want.last_hidden_state))
+    close(got.loss, want.loss)
+    for row, (a, b) in enumerate(zip(got.logits, want.logits, strict=True)):
+        if b is None:
+            assert a is None
+        else:
+            close(a, b if b.dim() == 1 else b[: LENGTHS[row]])
+    assert got.logits[4].shape == (12, 2)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_one_task_and_its_gradient(
+    family: str, name: str, tiny_backbone: Any, padded: Any, packed: Any
+) -> None:
+    model = new_model(tiny_backbone(family))
+    found = []
+    for inputs in (padded, packed):
+        inputs = dict(inputs)
+        if name == "choose":  # two questions of three choices
+            if inputs is not packed and "cu_seqlens" not in inputs:
+                inputs = {key: x.view(2, 3, -1) for key, x in inputs.items()}
+            else:
+                inputs["choices"] = 3
+        out = model(**inputs, task=name, **LABELS[name])
+        value = out.last_hidden_state if name == "embed" else out.loss
+        if name == "embed" and "cu_seqlens" not in inputs:
+            value = pack(value)
+        (gradient,) = torch.autograd.grad(value.square().sum(), model.prompts[name].embedding)
+        found.append((value, gradient))
+    close(found[1][0], found[0][0])
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_roberta_counts_no_padding_token_in_a_text(tiny_backbone: Any, packed: Any) -> None:
+    """Its position ids skip a padding token wherever it stands."""
+    backbone = tiny_backbone("roberta")
+    packed["input_ids"][0, 3] = backbone.config.pad_token_id
+    got = new_model(backbone)(**packed, task="embed").last_hidden_state
+    for start, end in zip(packed["cu_seqlens"], packed["cu_seqlens"][1:], strict=False):
+        alone = packed["input_ids"][:, start:end]
+        want = new_model(backbone)(input_ids=alone, task="embed").last_hidden_state
+        close(got[:, start:end], want)
+
+
+def test_embeddings_and_positions_may_be_given(
+    family: str, tiny_backbone: Any, packed: Any
+) -> None:
+    backbone = tiny_backbone(family)
+    model = new_model(backbone)
+    want = model(**packed, task="embed").last_hidden_state
+    embeds = backbone.get_input_embeddings()(packed.pop("input_ids"))
+    close(model(**packed, inputs_embeds=embeds, task="embed").last_hidden_state, want)
+
+
+@torch.no_grad()
+def test_compiles_without_a_break(tiny_backbone: Any, packed: Any) -> None:
+    model = new_model(tiny_backbone("bert"))
+    expected = model(**packed, task="topic").logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**packed, task="topic").logits, expected)
+
+
+def test_checkpointing_gives_the_same_bits(tiny_backbone: Any, packed: Any) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        task = new_model(tiny_backbone("bert")).for_task("topic").train()
+        if checkpointing:
+            task.activation_checkpointing_enable()
+        torch.manual_seed(3)
+        task(**packed, **LABELS["topic"]).loss.backward()
+        gradients.append(task.prompt.embedding.grad)
+    assert gradients[0].abs().sum() > 0
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": torch.ones(1, 49)}, "attention_mask: a packed batch has no padding"),
+        ({"input_ids": torch.ones(2, 49, dtype=torch.long)}, r"input_ids: expected \(1, tokens\)"),
+        ({"cu_seqlens": None}, "max_seqlen: expected cu_seqlens with it"),
+        ({"cu_seqlens": torch.tensor([0, 40], dtype=torch.int32)}, "cu_seqlens"),
+        ({"max_seqlen": 3}, "max_seqlen"),
+        ({"task": list(TASKS)[:5]}, "task: expected 6 names, one a row, got 5"),
+        ({"choices": 2}, "choices: sequence-classification has none, expected None, got 2"),
+        ({"task": "choose"}, "choices: expected a divisor of the 6 sequences"),
+        ({"task": "choose", "choices": 4}, "choices: expected a divisor of the 6 sequences"),
+        ({"task": list(TASKS), "choices": 2}, "choices: expected one task's name"),
+    ],
+)
+def test_errors(tiny_backbone: Any, packed: Any, change: dict[str, Any], message: str) -> None:
+    model = new_model(tiny_backbone("bert"))
+    with pytest.raises(ValueError, match=message):
+        model(**{"task": "topic", **packed, **change})
+
+
+def test_layouts_agree() -> None:
+    states = torch.randn(len(LENGTHS), max(LENGTHS), 3)
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    a, b = Padded(mask), Packed(torch.tensor([0, *LENGTHS]).cumsum(0).int(), 14, sum(LENGTHS))
+    flat = pack(states)
+    close(a.first(states), b.first(flat))
+    close(a.mean(states), b.mean(flat))
+    close(a.rows(states, -1.0), b.rows(flat, -1.0))
+    chosen, layout = b.select(flat, [4, 1])
+    assert [len(part) for part in layout.split(chosen)] == [12, 5]
+    close(layout.mean(chosen), a.mean(states)[[4, 1]])
+    empty = Packed(torch.tensor([0, 0, 2], dtype=torch.int32), 2, 2)
+    assert empty.mean(torch.ones(1, 2, 3))[0].tolist() == [0, 0, 0]
