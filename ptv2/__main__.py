@@ -1,0 +1,5 @@
+"""`python -m ptv2`, for launchers such as torchrun."""
+
+from .cli import main
+
+main()

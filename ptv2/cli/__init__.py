@@ -1,0 +1,23 @@
+"""The command line `ptv2`: one module for each kind of use."""
+
+import typer
+
+from .show import demo, info
+from .train import train
+from .use import evaluate_prompt, predict
+
+app = typer.Typer(
+    help="P-Tuning v2: train, evaluate and use deep prompts on a frozen encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+app.command()(train)
+app.command("eval")(evaluate_prompt)
+app.command()(predict)
+app.command()(info)
+app.command()(demo)
+
+
+def main() -> None:
+    """Entry point of the `ptv2` command."""
+    app()

@@ -1,0 +1,45 @@
+"""`ptv2 info` and `ptv2 demo`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import transformers
+import typer
+
+from ..assets import read_asset
+from ..demo import run as run_demo
+from ..report import print_fields, scores_of
+from ..training import METRICS
+from .options import option, reports_errors
+
+
+@reports_errors
+def info(prompt: Annotated[Path, typer.Argument(help="Directory of a saved prompt.")]) -> None:
+    """Show what a saved prompt is."""
+    asset = read_asset(prompt)
+    layers, _, heads, length, head_dim = asset.tensors["key_value"].shape
+    head = sum(x.numel() for key, x in asset.tensors.items() if key != "key_value")
+    rows = {
+        "name": asset.name,
+        "task": asset.config.task,
+        "labels": ", ".join(asset.config.labels),
+        "backbone": f"{asset.backbone['name_or_path']} ({asset.backbone['model_type']})",
+        "prompt": f"{length} keys and values, {layers} layers, {heads} heads of size {head_dim}",
+        "trained as": f"{asset.config.parametrization}, {asset.config.injection}",
+        "parameters": f"{asset.tensors['key_value'].numel():,} prompt, {head:,} head",
+        "size": f"{4 * (asset.tensors['key_value'].numel() + head) / 1000:,.0f} kB",
+    }
+    if (prompt / METRICS).is_file():
+        best = json.loads((prompt / METRICS).read_text(encoding="utf-8"))["best"]
+        rows["validation"] = ", ".join(f"{key} {value}" for key, value in scores_of(best).items())
+    print_fields(rows)
+
+
+@reports_errors
+def demo(
+    output: Annotated[Path | None, option("Keep the two runs in this directory.")] = None,
+) -> None:
+    """Train two prompts on one encoder and answer both tasks in one forward (a few minutes)."""
+    transformers.logging.set_verbosity_error()  # it reports the encoder's unused pooler
+    run_demo(output)

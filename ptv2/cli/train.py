@@ -1,0 +1,121 @@
+"""`ptv2 train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import set_seed
+
+from ..config import PromptConfig
+from ..model import PromptModel
+from ..predictor import Predictor
+from ..report import print_scores
+from ..tasks import TASKS, SequenceClassification, load_data, make_task
+from ..training import TrainConfig
+from ..training import train as train_task
+from .options import (
+    DATA,
+    LabelColumn,
+    MaxLength,
+    Overwrite,
+    TagsColumn,
+    TextColumn,
+    TextPairColumn,
+    TokensColumn,
+    columns_of,
+    layer_numbers,
+    option,
+    reports_errors,
+)
+
+
+@reports_errors
+def train(
+    backbone: Annotated[str, option("Directory or name of the encoder.")],
+    task: Annotated[str, option(f"Kind of task: {' or '.join(TASKS)}.")],
+    train: Annotated[str, option(DATA)],
+    validation: Annotated[str, option("As --train; it picks the best epoch.")],
+    output: Annotated[Path, option("Directory for the prompt, its settings and metrics.")],
+    name: Annotated[str | None, option("Name of the task, if not that of the directory.")] = None,
+    train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
+    validation_split: Annotated[
+        str | None, option("Split of a named dataset: validation.")
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    label_column: LabelColumn = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
+    max_length: MaxLength = None,
+    prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
+        PromptConfig.prompt_length
+    ),
+    parametrization: Annotated[str, option("direct or mlp.")] = PromptConfig.parametrization,
+    injection: Annotated[str, option("key-value or hidden-state.")] = PromptConfig.injection,
+    layers: Annotated[str | None, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
+    init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
+        PromptConfig.init_std
+    ),
+    pooling: Annotated[str | None, option("mean or first, for one label a text.")] = None,
+    learning_rate: Annotated[float, option("Peak of the schedule.")] = TrainConfig.learning_rate,
+    head_learning_rate: Annotated[float | None, option("The head's, if another.")] = (
+        TrainConfig.head_learning_rate
+    ),
+    epochs: Annotated[int, option("Passes over the data.")] = TrainConfig.epochs,
+    batch_size: Annotated[int, option("Examples a step.")] = TrainConfig.batch_size,
+    warmup_ratio: Annotated[float, option("Share of the steps.")] = TrainConfig.warmup_ratio,
+    scheduler: Annotated[str, option("A schedule of transformers.")] = TrainConfig.scheduler,
+    weight_decay: Annotated[float, option("Of AdamW.")] = TrainConfig.weight_decay,
+    precision: Annotated[str, option("fp32, bf16 or fp16.")] = TrainConfig.precision,
+    seed: Annotated[int, option("Of everything random.")] = TrainConfig.seed,
+    resume: Annotated[bool, option("Go on with a run that was stopped.", "--resume")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a prompt on a frozen encoder and save it."""
+    config = TrainConfig(
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        epochs=epochs,
+        batch_size=batch_size,
+        warmup_ratio=warmup_ratio,
+        scheduler=scheduler,
+        weight_decay=weight_decay,
+        precision=precision,
+        seed=seed,
+    )
+    columns = columns_of(
+        task,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+        tokens_column=tokens_column,
+        tags_column=tags_column,
+    )
+    parts = (
+        load_data(train, train_split),
+        load_data(validation, validation_split, "validation"),
+    )
+    predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
+    reader = make_task(task, predictor.tokenizer, max_length=predictor.max_length, **columns)
+    reader = reader.fit_labels(*parts)
+    prompt = {
+        "task": task,
+        "labels": reader.labels,
+        "prompt_length": prompt_length,
+        "parametrization": parametrization,
+        "injection": injection,
+        "layers": None if layers is None else layer_numbers(layers),
+        "init_std": init_std,
+    }
+    if pooling is not None:
+        if task != SequenceClassification.kind:
+            raise ValueError(f"pooling: {task} pools nothing, expected none, got {pooling!r}")
+        prompt["pooling"] = pooling
+    name = name or output.resolve().name
+    set_seed(seed)
+    predictor.model.add_task(name, PromptConfig.from_dict(prompt))
+    metrics = train_task(
+        predictor.model, name, reader, parts, output, config, resume=resume, overwrite=overwrite
+    )
+    print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
+    typer.echo(f"saved in {output}")
