@@ -1,10 +1,13 @@
 """Which examples share a training step: of like length, by their number or by their tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from .tasks import Task
+from .tasks.task import Feature
 
 _GROUPED_BATCHES = 50
 """Examples are sorted by length within this many batches, as transformers does it."""
@@ -92,3 +95,13 @@ class Batches(Sampler[list[int]]):
             batches.append([place])
             tokens = longest = length
         return batches
+
+
+def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list[int]:
+    """How many tokens each feature adds to a batch of its own kind; padded, a choice counts as
+    much as the longest."""
+    counts = []
+    for feature in features:
+        lengths = [len(sequence["input_ids"]) for sequence in task.sequences(feature)]
+        counts.append(sum(lengths) if packing else len(lengths) * max(lengths))
+    return counts

@@ -126,13 +126,16 @@ class PromptModel(nn.Module):
     def _fold(self, prompt: Prompt) -> Tensor:
         return cast(Tensor, prompt(partial(project_hidden_states, self.backbone)))
 
-    def for_task(self, name: str) -> TaskModel:
+    def for_task(self, name: str, backbone_dropout: bool = True) -> TaskModel:
         """One task as a module of its own, for `transformers.Trainer` or any training loop.
 
         It shares the backbone, the prompt and the head with this model.
+
+        Args:
+            backbone_dropout: whether the backbone's own dropout acts while the module trains.
         """
         self._config(name)
-        return TaskModel(self, name)
+        return TaskModel(self, name, backbone_dropout)
 
     def forward(
         self,

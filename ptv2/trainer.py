@@ -1,7 +1,7 @@
 """The transformers `Trainer` with our batches, and scores of decoded answers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from .batches import Batches
+from .batches import Batches, token_counts
 from .tasks import Collator, Task
 from .tasks.collate import split_logits
-from .tasks.task import Feature, decode_all
+from .tasks.task import decode_all
 
 
 class PromptTrainer(Trainer):
@@ -132,13 +132,3 @@ def logits_of(output: Any) -> Tensor:
         return torch.stack((output.start_logits, output.end_logits), -1)
     logits: Tensor = output.logits
     return logits
-
-
-def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list[int]:
-    """How many tokens each feature adds to a batch of its own kind; padded, a choice counts as
-    much as the longest."""
-    counts = []
-    for feature in features:
-        lengths = [len(sequence["input_ids"]) for sequence in task.sequences(feature)]
-        counts.append(sum(lengths) if packing else len(lengths) * max(lengths))
-    return counts

@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,65 +17,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import SchedulerType, TrainingArguments
+from transformers import TrainingArguments
 
 from .assets import CARD, is_asset
 from .model import PromptModel
 from .predictor import Predictor
+from .task_model import TaskModel
 from .tasks import Task
+from .train_config import TrainConfig
 from .trainer import PromptTrainer
 
 CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a prompt is trained; the defaults were chosen by measurement (docs/defaults.md).
-
-    Args:
-        learning_rate: peak of the schedule.
-        head_learning_rate: the head's own peak. None: the same.
-        epochs: passes over the training data.
-        batch_size: examples a step, unless there is a token budget.
-        token_budget: tokens a step at most, instead of a number of examples.
-        packing: lay the examples of a batch one after another, without a padding token.
-        warmup_ratio: share of the steps over which the learning rate rises.
-        scheduler: name of a transformers schedule, such as "linear" or "cosine".
-        weight_decay: of AdamW, for everything but biases.
-        max_grad_norm: the gradient is scaled down to this norm.
-        precision: "fp32", "bf16" or "fp16", by autocast.
-        seed: of dropout and of the order of the examples.
-
-    Raises:
-        ValueError: a field has a value outside of its range.
-    """
-
-    learning_rate: float = 2e-2
-    head_learning_rate: float | None = None
-    epochs: int = 8
-    batch_size: int = 32
-    token_budget: int | None = None
-    packing: bool = False
-    warmup_ratio: float = 0.06
-    scheduler: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(f"token_budget: expected a positive number, got {self.token_budget}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio: expected a value in [0, 1), got {self.warmup_ratio}")
-        if self.scheduler not in list(SchedulerType):
-            names = ", ".join(SchedulerType)
-            raise ValueError(f"scheduler: expected one of {names}, got {self.scheduler!r}")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
 
 
 def train(
@@ -124,7 +76,7 @@ def train(
     checkpoints = output_dir / CHECKPOINTS
     _open_run(output_dir, run, resume, overwrite)
 
-    module = model.for_task(name)
+    module = prepare_module(model, name, config)
     metrics = fit(module, task, features, references, checkpoints, config, resume)
     metrics |= {
         "majority": task.majority(references),
@@ -164,6 +116,15 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
             _check_same_run(old, new, f"{path}{key}.")
         elif old != new:
             raise ValueError(f"resume: the run was started with {path}{key} = {old}, got {new}")
+
+
+def prepare_module(model: PromptModel, name: str, config: TrainConfig) -> TaskModel:
+    """The module that `fit` trains: one task of the model, with the config's dropout and
+    checkpointing."""
+    module = model.for_task(name, config.backbone_dropout)
+    if config.checkpointing != "none":
+        module.activation_checkpointing_enable(keep_attention=config.checkpointing == "selective")
+    return module
 
 
 def fit(
@@ -223,6 +184,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        torch_compile=config.compile,
         seed=config.seed,
         accelerator_config={"even_batches": False},  # a batch's size may vary
         eval_strategy="epoch",

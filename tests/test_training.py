@@ -15,7 +15,8 @@ from transformers import Trainer, set_seed
 from ptv2 import PromptConfig, PromptModel
 from ptv2.predictor import Predictor
 from ptv2.tasks import make_task
-from ptv2.training import TrainConfig, evaluate, train
+from ptv2.train_config import TrainConfig
+from ptv2.training import evaluate, train
 from tests.encoder import examples, save_encoder
 
 CONFIG = TrainConfig(learning_rate=3e-2, epochs=3, batch_size=8)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from . import native
 from .arguments import Inputs
@@ -50,7 +51,7 @@ def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
     require(max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen)
     _validate_matrices(inputs, heads=query.shape[1])
     _validate_mask(inputs.key_mask, (query.shape[0],))
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _values_are_at_hand(query):
         _validate_lengths(cu_seqlens, query.shape[0], max_seqlen)
     _validate_prompts(inputs)
 
@@ -200,8 +201,14 @@ def _validate_prompts(inputs: Inputs) -> None:
             "(prompts, 2) int32 with at least one prompt",
             f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
         )
-    if inputs.query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _values_are_at_hand(inputs.query):
         _validate_prompt_values(prompt_ids, prompt_bounds, len(inputs.prefix_key))
+
+
+def _values_are_at_hand(query: Tensor) -> bool:
+    """Whether values can be read without waiting: on the CPU, and not while tracing."""
+    traced = torch.compiler.is_compiling() or isinstance(query, FakeTensor)
+    return query.device.type == "cpu" and not traced
 
 
 def _validate_prompt_values(
