@@ -147,7 +147,7 @@ def fit(
 
     Returns:
         `best`, the epoch with the best `task.best_metric`; `history`, every epoch's mean
-        training loss and validation scores; `train_seconds`.
+        training loss and validation scores; `steps` in all; `train_seconds`.
     """
     arguments = _arguments(task, output_dir, config)
     module.to(arguments.device)  # before the optimizer takes its parameters
@@ -167,6 +167,7 @@ def fit(
     return {
         "best": max(history, key=lambda epoch: epoch[task.best_metric]),
         "history": history,
+        "steps": trainer.state.global_step,
         "train_seconds": round(time.perf_counter() - start, 1),
     }
 
