@@ -119,11 +119,13 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
 
 
 def prepare_module(model: PromptModel, name: str, config: TrainConfig) -> TaskModel:
-    """The module that `fit` trains: one task of the model, with the config's dropout and
-    checkpointing."""
+    """The module that `fit` trains: one task of the model, with the config's dropout,
+    checkpointing and compilation."""
     module = model.for_task(name, config.backbone_dropout)
     if config.checkpointing != "none":
         module.activation_checkpointing_enable(keep_attention=config.checkpointing == "selective")
+    if config.compile:
+        module.compile()
     return module
 
 
@@ -185,7 +187,6 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
-        torch_compile=config.compile,
         seed=config.seed,
         accelerator_config={"even_batches": False},  # a batch's size may vary
         eval_strategy="epoch",
