@@ -10,6 +10,7 @@ from ..config import PromptConfig
 from ..memory import describe, device_memory, parse_bytes, plan
 from ..model import PromptModel
 from ..predictor import Predictor
+from ..processes import is_main
 from ..report import print_fields, print_scores
 from ..tasks import TASKS, SequenceClassification, load_data, make_task
 from ..train_config import TrainConfig
@@ -78,6 +79,9 @@ def train(
         str, option("none, layers or selective: what the backward computes again to save memory.")
     ] = TrainConfig.checkpointing,
     compile: Annotated[bool, option("With torch.compile.", "--compile")] = False,
+    save_steps: Annotated[
+        int | None, option("A checkpoint every so many steps, besides those of the epochs.")
+    ] = None,
     seed: Annotated[int, option("Of everything random.")] = TrainConfig.seed,
     dry_run: Annotated[
         bool, option("Train nothing; say what a step needs in memory.", "--dry-run")
@@ -105,6 +109,7 @@ def train(
         backbone_dropout=backbone_dropout,
         checkpointing=checkpointing,
         compile=compile,
+        save_steps=save_steps,
         seed=seed,
     )
     columns = columns_of(
@@ -149,5 +154,6 @@ def train(
     metrics = train_task(
         predictor.model, name, reader, parts, output, config, resume=resume, overwrite=overwrite
     )
-    print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
-    typer.echo(f"saved in {output}")
+    if is_main():
+        print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
+        typer.echo(f"saved in {output}")
