@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SCORES = ("accuracy", "macro_f1", "precision", "recall", "f1")
+SCORES = ("accuracy", "macro_f1", "precision", "recall", "exact_match", "f1")
 
 
 def scores_of(measured: Mapping[str, Any]) -> dict[str, str]:

@@ -18,9 +18,12 @@ from ..training import prepare_module
 from ..training import train as train_task
 from .options import (
     DATA,
+    AnswersColumn,
+    ContextColumn,
     LabelColumn,
     MaxLength,
     Overwrite,
+    QuestionColumn,
     TagsColumn,
     TextColumn,
     TextPairColumn,
@@ -49,6 +52,9 @@ def train(
     label_column: LabelColumn = None,
     tokens_column: TokensColumn = None,
     tags_column: TagsColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    answers_column: AnswersColumn = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -119,6 +125,9 @@ def train(
         label_column=label_column,
         tokens_column=tokens_column,
         tags_column=tags_column,
+        question_column=question_column,
+        context_column=context_column,
+        answers_column=answers_column,
     )
     parts = (
         load_data(train, train_split),
@@ -135,6 +144,7 @@ def train(
         "injection": injection,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
+        **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:
         if task != SequenceClassification.kind:

@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .collate import Collator
 from .data import load_data
+from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
 from .task import Task
 from .token_classification import TokenClassification
@@ -13,6 +14,7 @@ from .token_classification import TokenClassification
 __all__ = [
     "TASKS",
     "Collator",
+    "QuestionAnswering",
     "SequenceClassification",
     "Task",
     "TokenClassification",
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.kind: task for task in (SequenceClassification, TokenClassification)
+    task.kind: task for task in (SequenceClassification, TokenClassification, QuestionAnswering)
 }
 
 

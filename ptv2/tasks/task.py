@@ -37,6 +37,8 @@ class Task(ABC):
     """The columns of labelled features that the loss takes."""
     token_labels: ClassVar[bool] = False
     """Whether a label column has an entry a token."""
+    prompt_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields, set from the data, that a prompt's configuration keeps for later."""
 
     def settings(self) -> dict[str, Any]:
         """What the task does beside its tokenizer, as JSON holds it."""
