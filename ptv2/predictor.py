@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .config import PromptConfig
 from .families import position_padding
+from .layout import Padded
 from .model import PromptModel
 from .tasks import TASKS, Task, make_task
 from .tasks.task import Answer, Feature
@@ -127,7 +128,15 @@ class Predictor:
         training = self.model.training
         output = self.model.eval()(**inputs.to(self.model.device), task=names)
         self.model.train(training)
-        return [logits.cpu() for logits in output.logits]
+        layout = Padded(inputs["attention_mask"])
+        found = []
+        for row, (name, logits) in enumerate(zip(names, output.logits, strict=True)):
+            if logits is None:  # feature extraction
+                states, own = layout.select(output.last_hidden_state, [row])
+                first = self.model.tasks[name].pooling == "first"
+                logits = (own.first(states) if first else own.mean(states))[0]
+            found.append(logits.cpu())
+        return found
 
 
 def kept_fields(config: PromptConfig) -> dict[str, Any]:

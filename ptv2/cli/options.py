@@ -48,6 +48,7 @@ TagsColumn = Annotated[str | None, option("Column with the words' tags, if not t
 QuestionColumn = Annotated[str | None, option("Column with the question, if not question.")]
 ContextColumn = Annotated[str | None, option("Column with the context, if not context.")]
 AnswersColumn = Annotated[str | None, option("Column with the answers, if not answers.")]
+ChoicesColumn = Annotated[str | None, option("Column with the list of choices, if not choices.")]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 
 

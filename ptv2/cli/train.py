@@ -19,6 +19,7 @@ from ..training import train as train_task
 from .options import (
     DATA,
     AnswersColumn,
+    ChoicesColumn,
     ContextColumn,
     LabelColumn,
     MaxLength,
@@ -55,6 +56,7 @@ def train(
     question_column: QuestionColumn = None,
     context_column: ContextColumn = None,
     answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -128,6 +130,7 @@ def train(
         question_column=question_column,
         context_column=context_column,
         answers_column=answers_column,
+        choices_column=choices_column,
     )
     parts = (
         load_data(train, train_split),

@@ -17,6 +17,7 @@ from .options import (
     DATA,
     AnswersColumn,
     Backbone,
+    ChoicesColumn,
     ContextColumn,
     LabelColumn,
     MaxLength,
@@ -49,6 +50,7 @@ def evaluate_prompt(
     question_column: QuestionColumn = None,
     context_column: ContextColumn = None,
     answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
@@ -69,6 +71,7 @@ def evaluate_prompt(
             question_column=question_column,
             context_column=context_column,
             answers_column=answers_column,
+            choices_column=choices_column,
         ),
     )
     scores = evaluate(predictor, name, reader, examples)
@@ -90,6 +93,7 @@ def predict(
     tokens_column: TokensColumn = None,
     question_column: QuestionColumn = None,
     context_column: ContextColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
@@ -123,6 +127,7 @@ def predict(
                 tokens_column=tokens_column,
                 question_column=question_column,
                 context_column=context_column,
+                choices_column=choices_column,
             ),
         )
         for name in names

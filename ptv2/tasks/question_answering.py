@@ -48,7 +48,7 @@ class QuestionAnswering(Task):
     null_threshold: float = 0.0
 
     kind: ClassVar[str] = "question-answering"
-    best_metric: ClassVar[str] = "f1"
+    metric: ClassVar[str] = "f1"
     label_columns: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     prompt_fields: ClassVar[tuple[str, ...]] = ("no_answer",)
 

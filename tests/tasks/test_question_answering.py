@@ -64,7 +64,9 @@ def test_windows_share_their_stride_and_hold_the_whole_context(
         assert len(set(inside) & seen) == (4 if seen else 0)
         seen |= set(inside)
         types = [
-            kind for kind, (start, _) in zip(row["token_type_ids"], row["offsets"]) if start >= 0
+            kind
+            for kind, (start, _) in zip(row["token_type_ids"], row["offsets"], strict=True)
+            if start >= 0
         ]
         assert set(types) == {1}
     assert " ".join(LONG[start:end] for start, end in sorted(seen)) == " ".join(
