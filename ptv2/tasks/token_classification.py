@@ -15,7 +15,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
 
 from ..heads import IGNORED
-from .data import check_columns, label_ids, label_names
+from .data import check_columns, example, label_ids, label_names
 from .task import Answer, Feature, Task
 from .tokens import CHUNK, progress, token_limit
 
@@ -60,9 +60,9 @@ class TokenClassification(Task):
             return self.prepare_inputs(words)
         check_columns(data, tags_column=self.tags_column)
         tags = [_words(row) for row in data[self.tags_column]]
-        _check_lengths(words, tags)
+        _check_lengths(data, words, tags)
         features = self._encode(words)
-        features["labels"] = self._align(features, tags, self._class_label(data))
+        features["labels"] = self._align(features, self._tag_ids(data))
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> Dataset:
@@ -102,16 +102,22 @@ class TokenClassification(Task):
             logger.warning("%d words have no word piece: they get no tag", lost)
         return features
 
-    def _align(
-        self, features: dict[str, list[Any]], tags: list[list[Any]], class_label: Any
-    ) -> list[list[int]]:
+    def _tag_ids(self, data: Dataset) -> list[list[int]]:
+        check_columns(data, tags_column=self.tags_column)
+        known = (self.labels, self.tags_column, self._class_label(data))
+        return [
+            label_ids(_words(row), *known, data, place)
+            for place, row in enumerate(data[self.tags_column])
+        ]
+
+    def _align(self, features: dict[str, list[Any]], ids: list[list[int]]) -> list[list[int]]:
+        """A label a token: a word's where the word is read, else -100."""
         aligned = []
-        ids = [label_ids(row, self.labels, self.tags_column, class_label) for row in tags]
-        for tokens, starts, example in zip(
+        for tokens, starts, place in zip(
             features["input_ids"], features["word_starts"], features["example"], strict=True
         ):
             labels = [IGNORED] * len(tokens)
-            for start, label in zip(starts, ids[example], strict=True):
+            for start, label in zip(starts, ids[place], strict=True):
                 if start >= 0:
                     labels[start] = label
             aligned.append(labels)
@@ -132,13 +138,7 @@ class TokenClassification(Task):
         return {"tags": tags}
 
     def references(self, data: Dataset) -> list[Any]:
-        check_columns(data, tags_column=self.tags_column)
-        class_label = self._class_label(data)
-        ids = (
-            label_ids(_words(row), self.labels, self.tags_column, class_label)
-            for row in data[self.tags_column]
-        )
-        return [[self.labels[i] for i in row] for row in ids]
+        return [[self.labels[i] for i in row] for row in self._tag_ids(data)]
 
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
         """Precision, recall and F1 of entities; a word without a tag counts as "O".
@@ -165,12 +165,12 @@ def _words(row: Any) -> list[Any]:
     return row.split() if isinstance(row, str) else list(row)
 
 
-def _check_lengths(words: list[list[Any]], tags: list[list[Any]]) -> None:
-    for row, (own, given) in enumerate(zip(words, tags, strict=True)):
+def _check_lengths(data: Dataset, words: list[list[Any]], tags: list[list[Any]]) -> None:
+    for place, (own, given) in enumerate(zip(words, tags, strict=True)):
         if len(own) != len(given):
             raise ValueError(
-                f"tags_column: expected one tag a word, but example {row} has {len(own)} words "
-                f"and {len(given)} tags"
+                f"tags_column: expected one tag a word, but {example(data, place)} has "
+                f"{len(own)} words and {len(given)} tags"
             )
 
 
