@@ -106,7 +106,7 @@ class FineTuned(nn.Module):
 
 
 class Prefixed(nn.Module):
-    """A model of PEFT, whose checkpoints are then those of any module."""
+    """A model of PEFT, whose checkpoints are then those of any module: what is trained."""
 
     accepts_loss_kwargs = False
 
@@ -116,6 +116,14 @@ class Prefixed(nn.Module):
 
     def forward(self, **inputs: Tensor) -> ModelOutput:
         return self.model(**inputs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        trained = {name for name, x in self.named_parameters() if x.requires_grad}
+        state = super().state_dict(*args, **kwargs)
+        return {name: x for name, x in state.items() if name in trained}
+
+    def load_state_dict(self, state: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+        return super().load_state_dict(state, strict=False)
 
 
 def prompted(task: Task, config: PromptConfig) -> nn.Module:
