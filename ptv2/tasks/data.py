@@ -1,14 +1,18 @@
 """Examples from a file or from a `datasets` name, with their columns and labels checked."""
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from datasets import ClassLabel, Dataset, load_dataset
 
+from .files import FileError, read_file
+
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+
+_origins: WeakKeyDictionary[Dataset, tuple[Path, list[int]]] = WeakKeyDictionary()
+"""The file of a data set and the line of each example; a selection of it is another data set."""
 
 
 def load_data(
@@ -17,75 +21,67 @@ def load_data(
     """Read examples.
 
     Args:
-        source: a `.jsonl` file (an object a line), a `.csv` or `.tsv` file (with a header),
-            or what `datasets.load_dataset` takes, as `"name"` or `"name:config"`.
+        source: a file in UTF-8, or what `datasets.load_dataset` takes, as `"name"` or
+            `"name:config"`. A `.jsonl` file has an object a line; a `.json` file too, or one
+            array of objects. A `.csv` file has a header, commas, and quotes around cells that
+            need them; a `.tsv` file has a header and tabs, and its quotes are text.
         split: the split of a named dataset, if not the default; a file has none.
         default_split: the split of a named dataset if none is asked for.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a split of a file is asked for, or the file is empty or a line cannot be read;
-            the message names file and line.
+        ValueError: a split of a file is asked for, or the file has another suffix, no example or
+            a line that cannot be read; the message names file and line.
     """
     path = Path(source)
-    if path.suffix not in FILE_SUFFIXES:
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        if path.is_file():
+            suffixes = ", ".join(FILE_SUFFIXES)
+            raise ValueError(f"data file {path}: expected one of {suffixes}, got {path.suffix!r}")
         name, _, config = str(source).partition(":")
         return load_dataset(name, config or None, split=split or default_split)
     if split is not None:
         raise ValueError(f"split: file {path} has no splits, expected None, got {split!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist")
-    read = _read_delimited if path.suffix in (".csv", ".tsv") else _read_jsonl
-    try:
-        rows = list(read(path))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data file {path}: expected readable UTF-8 text, got {error}") from error
-    if not rows:
-        raise ValueError(f"data file {path}: expected at least one example, got an empty file")
+    examples = read_file(path)
+    if not examples:
+        raise ValueError(f"data file {path}: expected at least one example, got none")
+    lines, rows = [line for line, _ in examples], [row for _, row in examples]
     names = dict.fromkeys(column for row in rows for column in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        return Dataset.from_dict(columns)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"data file {path}: a column mixes types ({error})") from error
+        data = Dataset.from_dict(columns)
+    except (TypeError, ValueError, OverflowError):
+        for name, values in columns.items():
+            row, error = _first_misfit(values)
+            if error is not None:
+                message = f"expected a {name!r} of the same type as before, got {error}"
+                raise FileError(path, lines[row], message) from error
+        raise
+    _origins[data] = path, lines
+    return data
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"data file {path}, line {number}: expected a JSON object, got {error}"
-                ) from error
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"data file {path}, line {number}: expected a JSON object, "
-                    f"got {type(row).__name__}"
-                )
-            yield row
+def _first_misfit(values: list[Any]) -> tuple[int, Exception | None]:
+    """The first value that a column cannot hold together with those before it, by bisection."""
+    least, most, found = 0, len(values), None
+    while least < most:
+        middle = (least + most) // 2
+        try:
+            Dataset.from_dict({"values": values[: middle + 1]})
+            least = middle + 1
+        except (TypeError, ValueError, OverflowError) as error:
+            most, found = middle, error
+    return least, found
 
 
-def _read_delimited(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        names = reader.fieldnames or ()
-        width = len(names)
-        if len(set(names)) < width:
-            raise ValueError(
-                f"data file {path}: expected distinct columns, got {', '.join(names)}"
-            )
-        for row in reader:
-            if None in row or None in row.values():
-                cells = width + len(row.get(None, ())) - list(row.values()).count(None)
-                raise ValueError(
-                    f"data file {path}, line {reader.line_num}: "
-                    f"expected {width} cells, got {cells}"
-                )
-            yield row
+def example_name(data: Dataset, row: int) -> str:
+    """How messages call an example: by its place, and by its line if `load_data` read it."""
+    if data not in _origins:
+        return f"example {row}"
+    path, lines = _origins[data]
+    return f"example {row} (line {lines[row]} of {path})"
 
 
 def check_columns(data: Dataset, **columns: str) -> None:
@@ -102,7 +98,25 @@ def check_columns(data: Dataset, **columns: str) -> None:
             )
         for row, value in enumerate(data[column]):
             if value is None:
-                raise ValueError(f"{argument}: example {row} has no {column!r}")
+                raise ValueError(f"{argument}: {example_name(data, row)} has no {column!r}")
+
+
+def check_labels(data: Dataset, **columns: str) -> None:
+    """`check_columns`, and every label, or each in a list of them, is a name or counts from 0.
+
+    Raises:
+        ValueError: a label is missing, empty, negative (as in data without labels), or neither a
+            text nor an integer; the message names the example.
+    """
+    check_columns(data, **columns)
+    for argument, column in columns.items():
+        for row, value in enumerate(data[column]):
+            for label in value if isinstance(value, list) else (value,):
+                if not (isinstance(label, str) and label or isinstance(label, int) and label >= 0):
+                    raise ValueError(
+                        f"{argument}: expected names or integers from 0 as labels, "
+                        f"got {label!r} in {example_name(data, row)}"
+                    )
 
 
 def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ...]:
@@ -117,25 +131,37 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
         raise ValueError("labels: expected a label for every example and word, got an empty one")
     if any(isinstance(value, float) for value in distinct):
         raise ValueError("labels: expected names or integers, got floating-point numbers")
+    if any(isinstance(value, int) and value < 0 for value in distinct):
+        raise ValueError(f"labels: expected names or integers from 0, got a negative one")
     if all(isinstance(value, int) for value in distinct):
         return tuple(str(value) for value in sorted(distinct))
     return tuple(sorted(str(value) for value in distinct))
 
 
 def label_ids(
-    values: Iterable[Any], labels: Sequence[str], column: str, class_label: Any = None
+    values: Iterable[Any],
+    labels: Sequence[str],
+    column: str,
+    class_label: Any = None,
+    example: Callable[[int], str] = "example {}".format,
 ) -> list[int]:
-    """The position of each value in the labels; a ValueError for a value not among them."""
+    """The position of each value in the labels; a ValueError for a value not among them.
+
+    Args:
+        column: where the values come from, for the message.
+        class_label: the `ClassLabel` that the values count in, if any.
+        example: what the message calls the example of the value at a place.
+    """
     ids = {label: i for i, label in enumerate(labels)}
-    names = values
-    if isinstance(class_label, ClassLabel):
-        known = dict(enumerate(class_label.names))
-        names = (known.get(value) for value in values)
+    counted = isinstance(class_label, ClassLabel)
+    names = dict(enumerate(class_label.names)) if counted else {}
     result = []
-    for name in names:
-        if str(name) not in ids:
+    for place, value in enumerate(values):
+        name = names.get(value) if counted else str(value)
+        if name not in ids:
             raise ValueError(
-                f"{column}: expected one of the task's labels, {', '.join(labels)}, got {name!r}"
+                f"{column}: expected one of the task's labels, {', '.join(labels)}, "
+                f"got {value!r} in {example(place)}"
             )
-        result.append(ids[str(name)])
+        result.append(ids[name])
     return result
