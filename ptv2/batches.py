@@ -45,7 +45,7 @@ class Batches(Sampler[list[int]]):
                 f"token_budget: expected at least the longest example's {int(self.lengths.max())} "
                 f"tokens, got {token_budget}"
             )
-        self.batch_size = batch_size
+        self.examples = batch_size  # named `batch_size`, accelerate would take it for every size
         self.token_budget = token_budget
         self.packing = packing
         self.seed = seed
@@ -73,9 +73,9 @@ class Batches(Sampler[list[int]]):
 
     def _by_number(self, order: torch.Tensor) -> list[list[int]]:
         batches = []
-        for group in order.split(_GROUPED_BATCHES * self.batch_size):
+        for group in order.split(_GROUPED_BATCHES * self.examples):
             longest_first = self.lengths[group].argsort(descending=True, stable=True)
-            batches += [part.tolist() for part in group[longest_first].split(self.batch_size)]
+            batches += [part.tolist() for part in group[longest_first].split(self.examples)]
         return batches
 
     def _by_tokens(self, order: torch.Tensor) -> list[list[int]]:

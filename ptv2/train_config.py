@@ -25,6 +25,7 @@ class TrainConfig:
         checkpointing: what the backward computes again instead of keeping it: "none"; "layers",
             all inside a layer of the backbone; "selective", all but the outputs of attention.
         compile: compile the module with `torch.compile`.
+        save_steps: a checkpoint every so many steps, besides those at an epoch's end.
         seed: of dropout and of the order of the examples.
 
     Raises:
@@ -45,14 +46,16 @@ class TrainConfig:
     backbone_dropout: bool = True
     checkpointing: str = "none"
     compile: bool = False
+    save_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(f"token_budget: expected a positive number, got {self.token_budget}")
+        for name in ("token_budget", "save_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio: expected a value in [0, 1), got {self.warmup_ratio}")
         if self.scheduler not in list(SchedulerType):

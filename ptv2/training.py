@@ -4,12 +4,15 @@ A run's directory holds the saved prompt, `run_config.json` and `metrics.json`, 
 the run is done, and `checkpoints/`, from which a run that was stopped goes on.
 """
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,10 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from .assets import CARD, is_asset
+from .checkpoints import newest
 from .model import PromptModel
 from .predictor import Predictor
+from .processes import on_main
 from .task_model import TaskModel
 from .tasks import Task
 from .train_config import TrainConfig
@@ -73,31 +78,52 @@ def train(
         "train": asdict(config),
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }
-    checkpoints = output_dir / CHECKPOINTS
-    _open_run(output_dir, run, resume, overwrite)
-
+    lock = on_main(partial(_open_run, output_dir, run, resume, overwrite))
     module = prepare_module(model, name, config)
-    metrics = fit(module, task, features, references, checkpoints, config, resume)
-    metrics |= {
-        "majority": task.majority(references),
-        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "environment": environment(),
-    }
-    model.save_task(name, output_dir)
-    write_json(output_dir / RUN_CONFIG, run)
-    write_json(output_dir / METRICS, metrics)
+    try:
+        metrics = fit(module, task, features, references, output_dir / CHECKPOINTS, config, resume)
+        metrics |= {
+            "majority": task.majority(references),
+            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "environment": environment(),
+        }
+        on_main(partial(_write_run, model, name, output_dir, run, metrics))
+    finally:
+        if lock is not None:
+            os.close(lock)
     return metrics
 
 
-def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the run's directory, or check that it may be continued or replaced."""
+def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
+    """Make the run's directory, or check that it may be continued or replaced.
+
+    Returns:
+        An open file that holds a lock on the directory, so that no other run writes there.
+    """
     started = output_dir / CHECKPOINTS / RUN_CONFIG
-    if resume:
-        if not started.is_file():
-            raise FileNotFoundError(f"resume: there is no run in {output_dir}")
-        _check_same_run(json.loads(started.read_text()), json.loads(json.dumps(run)))
-        return
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if resume and not started.is_file():
+        raise FileNotFoundError(f"resume: there is no run in {output_dir}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"output: {output_dir} is a file, expected a directory")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(output_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if resume:
+            _check_same_run(json.loads(started.read_text()), json.loads(json.dumps(run)))
+        else:
+            _start_run(output_dir, started, run, overwrite)
+    except BlockingIOError:
+        os.close(lock)
+        raise FileExistsError(f"output: another run is writing in {output_dir}") from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: bool) -> None:
+    if any(output_dir.iterdir()):
         if not overwrite:
             hint = "resume it or overwrite it" if started.is_file() else "overwrite it"
             raise FileExistsError(f"output: {output_dir} is not empty; choose another, or {hint}")
@@ -107,6 +133,14 @@ def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bo
         shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
     started.parent.mkdir(parents=True)
     write_json(started, run)
+
+
+def _write_run(
+    model: PromptModel, name: str, output_dir: Path, run: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    model.save_task(name, output_dir)
+    write_json(output_dir / RUN_CONFIG, run)
+    write_json(output_dir / METRICS, metrics)
 
 
 def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "") -> None:
@@ -162,9 +196,12 @@ def fit(
         _optimizer(module, config),
         packing=config.packing,
         token_budget=config.token_budget,
+        save_steps=config.save_steps,
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
+    last = newest(output_dir) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.load_best()
     history = _history(trainer.state.log_history)
     return {
         "best": max(history, key=lambda epoch: epoch[task.best_metric]),
@@ -187,13 +224,12 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        ddp_find_unused_parameters=False,  # prompt and head have a gradient in every step
         seed=config.seed,
         accelerator_config={"even_batches": False},  # a batch's size may vary
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
         metric_for_best_model=task.best_metric,
         greater_is_better=True,
         label_names=["labels"],
@@ -227,21 +263,19 @@ def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that is complete: the Trainer writes its state last."""
-    complete = [state.parent for state in directory.glob("checkpoint-*/trainer_state.json")]
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
-
-
 def _history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    losses = {entry["epoch"]: entry["loss"] for entry in log if "loss" in entry}
-    return [
-        {"epoch": entry["epoch"], "train_loss": losses.get(entry["epoch"])}
-        | {name.removeprefix("eval_"): value for name, value in entry.items() if "eval_" in name}
-        for entry in log
-        if "eval_loss" in entry
-    ]
+    """Every epoch's scores, with the mean loss of its steps, which may be logged in parts."""
+    history, losses, done = [], [], 0
+    for entry in log:
+        if "loss" in entry:
+            losses.append((entry["loss"], entry["step"] - done))
+            done = entry["step"]
+        elif "eval_loss" in entry:
+            mean = sum(loss * steps for loss, steps in losses) / sum(n for _, n in losses)
+            scores = {k.removeprefix("eval_"): v for k, v in entry.items() if "eval_" in k}
+            history.append({"epoch": entry["epoch"], "train_loss": mean, **scores})
+            losses = []
+    return history
 
 
 def evaluate(predictor: Predictor, name: str, task: Task, data: Dataset) -> dict[str, Any]:

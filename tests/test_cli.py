@@ -198,9 +198,9 @@ def test_a_long_text_is_cut_and_that_is_said(work: Path, caplog: pytest.LogCaptu
     prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
     result = ptv2("predict", *prompts, "--text", "film " * 50)
     assert result.exit_code == 0
-    assert caplog.messages.count("1 of 1 examples were cut to 32 tokens") == 2
-    tags = json.loads(result.stdout)["answers"]["cities"]["tags"]
-    assert (len(tags), tags.count(None)) == (50, 20)
+    assert caplog.messages.count("1 of 1 examples were cut to 32 tokens") == 1
+    tags = json.loads(result.stdout)["answers"]["cities"]["tags"]  # which reads windows instead
+    assert (len(tags), tags.count(None)) == (50, 0)
 
 
 def test_a_prompt_for_another_backbone(work: Path, tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_files_are_not_overwritten(work: Path, tmp_path: Path) -> None:
     for command in ("eval", "predict"):
         assert fails(command, "--prompt", work / "sentiment", *to_file) == refused
         assert output.read_text() == "mine"
-    for run in (work / "sentiment", output):
+    for run, message in ((work / "sentiment", "is not empty"), (output, "is a file, expected a")):
         before = run.stat().st_mtime_ns
-        assert "is not empty" in fails(*training(work, *SENTIMENT, *SHORT), "--output", run)
+        assert message in fails(*training(work, *SENTIMENT, *SHORT), "--output", run)
         assert run.stat().st_mtime_ns == before
     assert ptv2("eval", "--prompt", work / "sentiment", *to_file, "--overwrite").exit_code == 0
     assert "accuracy" in json.loads(output.read_text())

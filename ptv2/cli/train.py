@@ -10,6 +10,7 @@ from ..config import PromptConfig
 from ..memory import describe, device_memory, parse_bytes, plan
 from ..model import PromptModel
 from ..predictor import Predictor
+from ..processes import is_main
 from ..report import print_fields, print_scores
 from ..tasks import TASKS, SequenceClassification, load_data, make_task
 from ..train_config import TrainConfig
@@ -17,9 +18,13 @@ from ..training import prepare_module
 from ..training import train as train_task
 from .options import (
     DATA,
+    AnswersColumn,
+    ChoicesColumn,
+    ContextColumn,
     LabelColumn,
     MaxLength,
     Overwrite,
+    QuestionColumn,
     TagsColumn,
     TextColumn,
     TextPairColumn,
@@ -48,6 +53,10 @@ def train(
     label_column: LabelColumn = None,
     tokens_column: TokensColumn = None,
     tags_column: TagsColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -78,6 +87,9 @@ def train(
         str, option("none, layers or selective: what the backward computes again to save memory.")
     ] = TrainConfig.checkpointing,
     compile: Annotated[bool, option("With torch.compile.", "--compile")] = False,
+    save_steps: Annotated[
+        int | None, option("A checkpoint every so many steps, besides those of the epochs.")
+    ] = None,
     seed: Annotated[int, option("Of everything random.")] = TrainConfig.seed,
     dry_run: Annotated[
         bool, option("Train nothing; say what a step needs in memory.", "--dry-run")
@@ -105,6 +117,7 @@ def train(
         backbone_dropout=backbone_dropout,
         checkpointing=checkpointing,
         compile=compile,
+        save_steps=save_steps,
         seed=seed,
     )
     columns = columns_of(
@@ -114,6 +127,10 @@ def train(
         label_column=label_column,
         tokens_column=tokens_column,
         tags_column=tags_column,
+        question_column=question_column,
+        context_column=context_column,
+        answers_column=answers_column,
+        choices_column=choices_column,
     )
     parts = (
         load_data(train, train_split),
@@ -130,6 +147,7 @@ def train(
         "injection": injection,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
+        **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:
         if task != SequenceClassification.kind:
@@ -149,5 +167,6 @@ def train(
     metrics = train_task(
         predictor.model, name, reader, parts, output, config, resume=resume, overwrite=overwrite
     )
-    print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
-    typer.echo(f"saved in {output}")
+    if is_main():
+        print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
+        typer.echo(f"saved in {output}")
