@@ -143,14 +143,14 @@ def label_ids(
     labels: Sequence[str],
     column: str,
     class_label: Any = None,
-    example: Callable[[int], str] = "example {}".format,
+    example: Callable[[int], str] | None = None,
 ) -> list[int]:
     """The position of each value in the labels; a ValueError for a value not among them.
 
     Args:
         column: where the values come from, for the message.
         class_label: the `ClassLabel` that the values count in, if any.
-        example: what the message calls the example of the value at a place.
+        example: what the message calls the example of the value at a place, if it names one.
     """
     ids = {label: i for i, label in enumerate(labels)}
     counted = isinstance(class_label, ClassLabel)
@@ -159,9 +159,10 @@ def label_ids(
     for place, value in enumerate(values):
         name = names.get(value) if counted else str(value)
         if name not in ids:
+            where = f" in {example(place)}" if example is not None else ""
             raise ValueError(
                 f"{column}: expected one of the task's labels, {', '.join(labels)}, "
-                f"got {value!r} in {example(place)}"
+                f"got {value!r}{where}"
             )
         result.append(ids[name])
     return result
