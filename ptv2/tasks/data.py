@@ -101,22 +101,22 @@ def check_columns(data: Dataset, **columns: str) -> None:
                 raise ValueError(f"{argument}: {example_name(data, row)} has no {column!r}")
 
 
-def check_labels(data: Dataset, **columns: str) -> None:
-    """`check_columns`, and every label, or each in a list of them, is a name or counts from 0.
+def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
+    """Raise a ValueError that names the example unless every label is a name or an integer from 0.
 
-    Raises:
-        ValueError: a label is missing, empty, negative (as in data without labels), or neither a
-            text nor an integer; the message names the example.
+    What data without labels has instead, None, "", -1 or -100, is no label.
+
+    Args:
+        argument: of the labels' column.
+        labels: of each example.
     """
-    check_columns(data, **columns)
-    for argument, column in columns.items():
-        for row, value in enumerate(data[column]):
-            for label in value if isinstance(value, list) else (value,):
-                if not (isinstance(label, str) and label or isinstance(label, int) and label >= 0):
-                    raise ValueError(
-                        f"{argument}: expected names or integers from 0 as labels, "
-                        f"got {label!r} in {example_name(data, row)}"
-                    )
+    for row, values in enumerate(labels):
+        for value in values:
+            if not (value >= 0 if isinstance(value, int) else isinstance(value, str) and value):
+                raise ValueError(
+                    f"{argument}: expected names or integers from 0 as labels, "
+                    f"got {value!r} in {example_name(data, row)}"
+                )
 
 
 def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
     if any(isinstance(value, float) for value in distinct):
         raise ValueError("labels: expected names or integers, got floating-point numbers")
     if any(isinstance(value, int) and value < 0 for value in distinct):
-        raise ValueError(f"labels: expected names or integers from 0, got a negative one")
+        raise ValueError("labels: expected names or integers from 0, got a negative one")
     if all(isinstance(value, int) for value in distinct):
         return tuple(str(value) for value in sorted(distinct))
     return tuple(sorted(str(value) for value in distinct))

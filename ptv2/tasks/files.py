@@ -114,8 +114,12 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_dist
 
 def _read_delimited(path: Path) -> Iterator[Example]:
     separator = _SEPARATORS[path.suffix.lower()]
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(_lines(path), delimiter=separator, quoting=quoting, strict=True)
+    reader = csv.reader(
+        _lines(path),
+        delimiter=separator,
+        quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     names: list[str] = []
     line = 1
     try:

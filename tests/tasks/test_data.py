@@ -128,7 +128,7 @@ def test_long_cells_leave_the_csv_module_as_it_was(tmp_path: Path) -> None:
         ("a.tsv", "a,b\n1,2\n", r"separated by tabs, got a header with commas, 'a,b'"),
         ("a.jsonl", '{"a": 1}\n{"a": "x"}\n', r"line 2: expected a 'a' of the same type as bef"),
         ("a.jsonl", '{"a": ["x"]}\n\n{"a": "x"}\n', r"line 3: expected a 'a' of the same type"),
-        ("a.jsonl", '{"a": 1}\n{"a": %d}\n' % 2**70, r"line 2: expected a 'a' of .* too large"),
+        ("a.jsonl", f'{{"a": 1}}\n{{"a": {2**70}}}\n', r"line 2: expected a 'a' of .* too large"),
         ("a.jsonl", '{"a": "x"}\n{"a": "\\ud800"}\n', r"line 2: .* surrogates not allowed"),
         ("a.csv", b"a,b\n1,2\n1,\xe9\n", r"a\.csv, line 3: expected UTF-8 text, got 'utf-8' code"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: expected UTF-8 text, got 'utf-8' c"),
@@ -171,7 +171,7 @@ def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
         "line 10",
     ]
     with pytest.raises(ValueError, match=r"got '' in example 3 \(line 10 of .*a\.csv\)"):
-        check_labels(data, label_column="b")
+        check_labels(data, "label_column", zip(data["b"], strict=True))
 
 
 def test_labels_that_mark_unlabelled_data() -> None:
@@ -180,7 +180,7 @@ def test_labels_that_mark_unlabelled_data() -> None:
         with pytest.raises(
             ValueError, match=f"label_column: .* got {values[1]!r} in example [01]"
         ):
-            check_labels(data, label_column="label")
+            check_labels(data, "label_column", zip(values, strict=True))
     with pytest.raises(ValueError, match="labels: expected names or integers from 0, got a neg"):
         label_names([0, -1])
 
