@@ -1,18 +1,17 @@
 """Examples from a file or from a `datasets` name, with their columns and labels checked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from datasets import ClassLabel, Dataset, load_dataset
 
 from .files import FileError, read_file
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-
-_origins: WeakKeyDictionary[Dataset, tuple[Path, list[int]]] = WeakKeyDictionary()
-"""The file of a data set and the line of each example; a selection of it is another data set."""
+SOURCE = "_source"
+"""The column that says where in a file an example comes from."""
 
 
 def load_data(
@@ -27,6 +26,9 @@ def load_data(
             need them; a `.tsv` file has a header and tabs, and its quotes are text.
         split: the split of a named dataset, if not the default; a file has none.
         default_split: the split of a named dataset if none is asked for.
+
+    Returns:
+        The examples; those of a file have the column `SOURCE`, their file and line, for messages.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -49,39 +51,40 @@ def load_data(
         raise ValueError(f"data file {path}: expected at least one example, got none")
     lines, rows = [line for line, _ in examples], [row for _, row in examples]
     names = dict.fromkeys(column for row in rows for column in row)
+    if SOURCE in names:
+        raise ValueError(
+            f"data file {path}: expected no column named {SOURCE}, which is kept for lines"
+        )
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        data = Dataset.from_dict(columns)
-    except (TypeError, ValueError, OverflowError):
+        return Dataset.from_dict(
+            columns | {SOURCE: [f"line {line} of {path.name}" for line in lines]}
+        )
+    except (TypeError, ValueError, OverflowError) as error:
         for name, values in columns.items():
-            row, error = _first_misfit(values)
-            if error is not None:
+            row = bisect_left(
+                range(len(values)), True, key=lambda row: not _fit(values[: row + 1])
+            )
+            if row < len(values):
                 message = f"expected a {name!r} of the same type as before, got {error}"
                 raise FileError(path, lines[row], message) from error
         raise
-    _origins[data] = path, lines
-    return data
 
 
-def _first_misfit(values: list[Any]) -> tuple[int, Exception | None]:
-    """The first value that a column cannot hold together with those before it, by bisection."""
-    least, most, found = 0, len(values), None
-    while least < most:
-        middle = (least + most) // 2
-        try:
-            Dataset.from_dict({"values": values[: middle + 1]})
-            least = middle + 1
-        except (TypeError, ValueError, OverflowError) as error:
-            most, found = middle, error
-    return least, found
+def _fit(values: list[Any]) -> bool:
+    """Whether one column can hold the values."""
+    try:
+        Dataset.from_dict({"values": values})
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
-def example_name(data: Dataset, row: int) -> str:
-    """How messages call an example: by its place, and by its line if `load_data` read it."""
-    if data not in _origins:
-        return f"example {row}"
-    path, lines = _origins[data]
-    return f"example {row} (line {lines[row]} of {path})"
+def example(data: Dataset, place: int) -> str:
+    """What to call an example in a message: its place, and its line in a file."""
+    if SOURCE in data.column_names:
+        return f"example {place} ({data[SOURCE][place]})"
+    return f"example {place}"
 
 
 def check_columns(data: Dataset, **columns: str) -> None:
@@ -92,13 +95,13 @@ def check_columns(data: Dataset, **columns: str) -> None:
     """
     for argument, column in columns.items():
         if column not in data.column_names:
+            names = ", ".join(name for name in data.column_names if name != SOURCE)
             raise ValueError(
-                f"{argument}: expected one of the data's columns, "
-                f"{', '.join(data.column_names)}, got {column!r}"
+                f"{argument}: expected one of the data's columns, {names}, got {column!r}"
             )
         for row, value in enumerate(data[column]):
             if value is None:
-                raise ValueError(f"{argument}: {example_name(data, row)} has no {column!r}")
+                raise ValueError(f"{argument}: {example(data, row)} has no {column!r}")
 
 
 def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
@@ -115,7 +118,7 @@ def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) 
             if not (value >= 0 if isinstance(value, int) else isinstance(value, str) and value):
                 raise ValueError(
                     f"{argument}: expected names or integers from 0 as labels, "
-                    f"got {value!r} in {example_name(data, row)}"
+                    f"got {value!r} in {example(data, row)}"
                 )
 
 
@@ -143,26 +146,29 @@ def label_ids(
     labels: Sequence[str],
     column: str,
     class_label: Any = None,
-    example: Callable[[int], str] | None = None,
+    data: Dataset | None = None,
+    place: int | None = None,
 ) -> list[int]:
     """The position of each value in the labels; a ValueError for a value not among them.
 
     Args:
-        column: where the values come from, for the message.
-        class_label: the `ClassLabel` that the values count in, if any.
-        example: what the message calls the example of the value at a place, if it names one.
+        data, place: the example of all values, for a message; without a place every value is the
+            label of an example of its own.
     """
     ids = {label: i for i, label in enumerate(labels)}
-    counted = isinstance(class_label, ClassLabel)
-    names = dict(enumerate(class_label.names)) if counted else {}
+    names = values
+    if isinstance(class_label, ClassLabel):
+        known = dict(enumerate(class_label.names))
+        names = (known.get(value) for value in values)
     result = []
-    for place, value in enumerate(values):
-        name = names.get(value) if counted else str(value)
-        if name not in ids:
-            where = f" in {example(place)}" if example is not None else ""
+    for index, name in enumerate(names):
+        if str(name) not in ids:
+            found = ""
+            if data is not None:
+                found = f" in {example(data, index if place is None else place)}"
             raise ValueError(
                 f"{column}: expected one of the task's labels, {', '.join(labels)}, "
-                f"got {value!r}{where}"
+                f"got {name!r}{found}"
             )
-        result.append(ids[name])
+        result.append(ids[str(name)])
     return result

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, ClassVar, Self
 
@@ -14,7 +14,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
 
 from ..heads import IGNORED
-from .data import check_columns, check_labels, example_name, label_ids, label_names
+from .data import check_columns, check_labels, example, label_ids, label_names
 from .task import Answer, Feature, Task
 from .tokens import CHUNK, progress, token_limit
 
@@ -59,7 +59,7 @@ class TokenClassification(Task):
         for row, own in enumerate(words):
             if not all(isinstance(word, str) for word in own):
                 raise ValueError(
-                    f"tokens_column: expected words, got {own!r} in {example_name(data, row)}"
+                    f"tokens_column: expected words, got {own!r} in {example(data, row)}"
                 )
         if not labelled:
             return self.prepare_inputs(words)
@@ -67,7 +67,7 @@ class TokenClassification(Task):
         for row, (own, given) in enumerate(zip(words, ids, strict=True)):
             if len(own) != len(given):
                 raise ValueError(
-                    f"tags_column: expected one tag a word, but {example_name(data, row)} has "
+                    f"tags_column: expected one tag a word, but {example(data, row)} has "
                     f"{len(own)} words and {len(given)} tags"
                 )
         features = self._encode(words)
@@ -117,17 +117,8 @@ class TokenClassification(Task):
 
     def _tag_ids(self, data: Dataset) -> list[list[int]]:
         tags = self._tags(data)
-        examples = [row for row, own in enumerate(tags) for _ in own]
-        ids = iter(
-            label_ids(
-                chain.from_iterable(tags),
-                self.labels,
-                self.tags_column,
-                self._class_label(data),
-                lambda place: example_name(data, examples[place]),
-            )
-        )
-        return [list(islice(ids, len(own))) for own in tags]
+        known = (self.labels, self.tags_column, self._class_label(data))
+        return [label_ids(own, *known, data, row) for row, own in enumerate(tags)]
 
     def _class_label(self, data: Dataset) -> Any:
         return getattr(data.features[self.tags_column], "feature", None)
@@ -183,8 +174,9 @@ def _rows(data: Dataset, argument: str, column: str) -> list[list[Any]]:
     rows = []
     for row, value in enumerate(data[column]):
         if not isinstance(value, str | list):
-            example = example_name(data, row)
-            raise ValueError(f"{argument}: expected a list or a text, got {value!r} in {example}")
+            raise ValueError(
+                f"{argument}: expected a list or a text, got {value!r} in {example(data, row)}"
+            )
         rows.append(_words(value))
     return rows
 
