@@ -20,6 +20,8 @@ from .tokens import CHUNK, progress, token_limit
 
 _CHUNK_TAG = re.compile("O|[BIESLUM](-.*)?")
 
+_WORD = re.compile(r"[^ \t\r\n]+")
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,7 +64,7 @@ class TokenClassification(Task):
                     f"tokens_column: expected words, got {own!r} in {example(data, row)}"
                 )
         if not labelled:
-            return self.prepare_inputs(words)
+            return Dataset.from_dict(self._encode(words))
         ids = self._tag_ids(data)
         for row, (own, given) in enumerate(zip(words, ids, strict=True)):
             if len(own) != len(given):
@@ -76,6 +78,11 @@ class TokenClassification(Task):
 
     def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> Dataset:
         """Features of lists of words, or of texts, which are split at their spaces."""
+        for row in inputs:
+            if isinstance(row, str):
+                continue
+            if not isinstance(row, list | tuple) or not all(isinstance(word, str) for word in row):
+                raise ValueError(f"inputs: expected texts or lists of words, got {row!r}")
         return Dataset.from_dict(self._encode([_words(row) for row in inputs]))
 
     def _encode(self, words: list[list[str]]) -> dict[str, list[Any]]:
@@ -165,7 +172,8 @@ class TokenClassification(Task):
 
 
 def _words(row: Any) -> list[Any]:
-    return row.split() if isinstance(row, str) else list(row)
+    """A list as it is, and a text split at ASCII whitespace: U+00A0 and U+0085 stand in words."""
+    return _WORD.findall(row) if isinstance(row, str) else list(row)
 
 
 def _rows(data: Dataset, argument: str, column: str) -> list[list[Any]]:

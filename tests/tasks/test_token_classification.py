@@ -38,6 +38,8 @@ def test_lists_and_texts_are_the_same(tokenizer: PreTrainedTokenizerBase) -> Non
     assert task.fit_labels(texts).labels == task.labels
     assert task.prepare(texts).to_list() == task.prepare(DATA).to_list()
     assert task.prepare_inputs(["walkings in rome"])[0]["word_starts"] == [1, 4, 5]
+    odd = Dataset.from_dict({"tokens": [" in\u00a0\u0085rome  a\n"], "tags": ["O\tO"]})
+    assert task.prepare(odd)[0]["word_starts"] == [1, 3]
 
 
 def test_class_labels_of_tags(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -232,6 +234,8 @@ def test_what_is_no_word(tokenizer: PreTrainedTokenizerBase, words: object, mess
     data = Dataset.from_dict({"tokens": [words]})
     with pytest.raises(ValueError, match=message):
         TokenClassification(tokenizer, ("O",)).prepare(data, labelled=False)
+    with pytest.raises(ValueError, match="inputs: expected texts or lists of words, got"):
+        TokenClassification(tokenizer, ("O",)).prepare_inputs(["a", words])  # type: ignore[list-item]
 
 
 def test_control_and_zero_width_characters(
