@@ -27,7 +27,7 @@ def test_a_toy_run(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(output.read_text())
-    assert len(found["cases"]) == 4
+    assert len(found["cases"]) == 2
     for case in found["cases"].values():
         kept = case["kept bytes"]
         assert kept["ptv2, layers again"] < kept["ptv2, all but attention again"] < kept["ptv2"]
