@@ -61,7 +61,7 @@ def _read_json_lines(path: Path) -> Iterator[Example]:
         except json.JSONDecodeError as error:
             got = f"{error.msg} at column {error.colno}"
             raise FileError(path, number, f"expected a JSON object, got {got}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(path, number, f"expected a JSON object, got {error}") from error
 
 
@@ -69,6 +69,8 @@ def _read_array(path: Path, text: str) -> Iterator[Example]:
     """The objects of one JSON array; each is decoded by itself, to know its line."""
     try:
         count = len(json.loads(text))
+    except RecursionError as error:
+        raise FileError(path, 1, f"expected a JSON array, got {error}") from error
     except json.JSONDecodeError as error:
         got = f"{error.msg} at column {error.colno}"
         raise FileError(path, error.lineno, f"expected a JSON array, got {got}") from error
@@ -80,7 +82,7 @@ def _read_array(path: Path, text: str) -> Iterator[Example]:
         try:
             value, end = _DECODER.raw_decode(text, start)
             yield line, _object(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(path, line, f"expected a JSON object, got {error}") from error
         place = _after_space(text, end)
         line += text.count("\n", start, place)

@@ -117,6 +117,12 @@ def test_long_cells_leave_the_csv_module_as_it_was(tmp_path: Path) -> None:
         ("a.json", '[{"a": 1},\n{"a": 2}\n{"a": 3}]', r"line 3: expected a JSON array, got Expec"),
         ("a.json", '[{"a": 1},\n\n{"a":\n1},\n 5]', r"line 5: expected a JSON object, got int"),
         ("a.json", '[{"a": 1},\n{"a": NaN}]', r"line 2: expected a JSON object, got the number"),
+        (
+            "a.jsonl",
+            '{"a": 1}\n' + "[" * 100_000,
+            r"line 2: expected a JSON object, got maximum recurs",
+        ),
+        ("a.json", "[" * 100_000, r"a\.json, line 1: expected a JSON array, got maximum recurs"),
         ("a.json", '{\n "a": 1\n}', r"line 1: expected a JSON object, got Expecting property"),
         ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: expected 2 cells, got 3"),
         ("a.csv", "a,b\n1\n", r"a\.csv, line 2: expected 2 cells, got 1"),
