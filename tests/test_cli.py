@@ -121,6 +121,28 @@ def test_predict_answers_two_tasks_in_one_batch(work: Path, tmp_path: Path) -> N
     assert all(len(row["answers"]["cities"]["tags"]) == len(row["tokens"]) for row in rows)
 
 
+def test_questions_and_choices_from_files_to_answers(work: Path, tmp_path: Path) -> None:
+    answers = {"text": ["rome"], "answer_start": [10]}
+    question = {"ask": "a", "context": "a film in rome " + "walking " * 30, "answers": answers}
+    choice = {"ask": "a film", "choices": ["fine", "in", "dull"], "label": 1}
+    for kind, row, options in (
+        ("question-answering", question, ("--stride", "8")),
+        ("multiple-choice", choice, ("--packing",)),
+    ):
+        data = write_jsonl(tmp_path / f"{kind}.jsonl", [row] * 6)
+        column = ("--question-column", "ask")
+        files = ("--train", data, "--validation", data, "--output", tmp_path / kind)
+        result = ptv2(*training(work, "--task", kind, *SHORT), *files, *column, *options)
+        assert result.exit_code == 0, result.output
+        result = ptv2("predict", "--prompt", tmp_path / kind, "--data", data, *column)
+        line = json.loads(result.stdout.splitlines()[0])
+        assert line["question"] == row["ask"]
+        answer = line["answers"][kind]
+        assert answer.get("text") in ("fine", "in", "dull") or answer["answer"] in row["context"]
+    message = fails(*training(work, *SENTIMENT, "--output", tmp_path / "run", "--stride", "8"))
+    assert message == "stride: sequence-classification has no such option, expected none"
+
+
 def test_info(work: Path) -> None:
     result = ptv2("info", work / "sentiment")
     for shown in ("bad, good", "4 keys and values, 2 layers, 2 heads of size 8", "validation"):
@@ -140,7 +162,7 @@ def test_help() -> None:
         ((*SENTIMENT, "--label-column", "lable"), "label_column: expected one of the data's col"),
         ((*SENTIMENT, "--text-column", "b"), "text_column: expected one of the data's columns,"),
         ((*CITIES, "--tokens-column", "b"), "tokens_column: expected one of the data's columns"),
-        ((*CITIES, "--text-pair-column", "b"), "text_pair_column: token-classification reads no"),
+        ((*CITIES, "--text-pair-column", "b"), "text_pair_column: token-classification has no"),
         ((*SENTIMENT, "--train", "none.jsonl"), "data file none.jsonl does not exist"),
         ((*SENTIMENT, "--layers", "x"), "layers: expected numbers such as 0,1,5, got 'x'"),
         ((*SENTIMENT, "--layers", "7"), "layers: expected numbers below 2"),

@@ -49,16 +49,17 @@ QuestionColumn = Annotated[str | None, option("Column with the question, if not 
 ContextColumn = Annotated[str | None, option("Column with the context, if not context.")]
 AnswersColumn = Annotated[str | None, option("Column with the answers, if not answers.")]
 ChoicesColumn = Annotated[str | None, option("Column with the list of choices, if not choices.")]
+Stride = Annotated[int | None, option("Tokens that the windows of a long input share.")]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 
 
-def columns_of(kind: str, **columns: str | None) -> dict[str, str]:
-    """The columns that were given; one that the kind of task does not read is an error."""
+def fields_of(kind: str, **columns: Any) -> dict[str, Any]:
+    """The fields of a task that were given; one that its kind does not have is an error."""
     known = {field.name for field in fields(TASKS[kind])} if kind in TASKS else set(columns)
     given = {name: column for name, column in columns.items() if column is not None}
     for name in given:
         if name not in known:
-            raise ValueError(f"{name}: {kind} reads no such column, expected none")
+            raise ValueError(f"{name}: {kind} has no such option, expected none")
     return given
 
 

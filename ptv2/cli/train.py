@@ -25,11 +25,12 @@ from .options import (
     MaxLength,
     Overwrite,
     QuestionColumn,
+    Stride,
     TagsColumn,
     TextColumn,
     TextPairColumn,
     TokensColumn,
-    columns_of,
+    fields_of,
     layer_numbers,
     option,
     reports_errors,
@@ -57,6 +58,7 @@ def train(
     context_column: ContextColumn = None,
     answers_column: AnswersColumn = None,
     choices_column: ChoicesColumn = None,
+    stride: Stride = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -120,7 +122,7 @@ def train(
         save_steps=save_steps,
         seed=seed,
     )
-    columns = columns_of(
+    columns = fields_of(
         task,
         text_column=text_column,
         text_pair_column=text_pair_column,
@@ -131,6 +133,7 @@ def train(
         context_column=context_column,
         answers_column=answers_column,
         choices_column=choices_column,
+        stride=stride,
     )
     parts = (
         load_data(train, train_split),

@@ -24,11 +24,12 @@ from .options import (
     Overwrite,
     PromptDir,
     QuestionColumn,
+    Stride,
     TagsColumn,
     TextColumn,
     TextPairColumn,
     TokensColumn,
-    columns_of,
+    fields_of,
     option,
     refuse_overwriting,
     reports_errors,
@@ -51,6 +52,7 @@ def evaluate_prompt(
     context_column: ContextColumn = None,
     answers_column: AnswersColumn = None,
     choices_column: ChoicesColumn = None,
+    stride: Stride = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
@@ -61,7 +63,7 @@ def evaluate_prompt(
     predictor, (name,) = load_prompts([prompt], backbone, max_length)
     reader = predictor.task(
         name,
-        **columns_of(
+        **fields_of(
             predictor.model.tasks[name].task,
             text_column=text_column,
             text_pair_column=text_pair_column,
@@ -72,6 +74,7 @@ def evaluate_prompt(
             context_column=context_column,
             answers_column=answers_column,
             choices_column=choices_column,
+            stride=stride,
         ),
     )
     scores = evaluate(predictor, name, reader, examples)
@@ -94,6 +97,7 @@ def predict(
     question_column: QuestionColumn = None,
     context_column: ContextColumn = None,
     choices_column: ChoicesColumn = None,
+    stride: Stride = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
@@ -120,7 +124,7 @@ def predict(
     readers = {
         name: predictor.task(
             name,
-            **columns_of(
+            **fields_of(
                 predictor.model.tasks[name].task,
                 text_column=text_column,
                 text_pair_column=text_pair_column,
@@ -128,6 +132,7 @@ def predict(
                 question_column=question_column,
                 context_column=context_column,
                 choices_column=choices_column,
+                stride=stride,
             ),
         )
         for name in names

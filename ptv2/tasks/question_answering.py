@@ -124,7 +124,7 @@ class QuestionAnswering(Task):
         for place, (answers, context) in enumerate(
             zip(data[self.answers_column], contexts, strict=True)
         ):
-            texts, starts = _texts(answers, example(data, place)), answers["answer_start"]
+            texts, starts = _texts(data, place, answers), answers["answer_start"]
             if not texts:
                 spans.append(None)
                 continue
@@ -188,8 +188,7 @@ class QuestionAnswering(Task):
         """The texts of the right answers; none where there is no answer."""
         check_columns(data, answers_column=self.answers_column)
         return [
-            _texts(answers, example(data, place))
-            for place, answers in enumerate(data[self.answers_column])
+            _texts(data, place, answers) for place, answers in enumerate(data[self.answers_column])
         ]
 
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
@@ -224,17 +223,17 @@ def _token_span(offsets: NDArray[Any], span: tuple[int, int] | None) -> tuple[in
     return int(inside[first]), int(inside[max(first, last)])
 
 
-def _texts(answers: Any, where: str) -> list[str]:
+def _texts(data: Dataset, place: int, answers: Any) -> list[str]:
     try:
         texts, starts = list(answers["text"]), list(answers["answer_start"])
     except (KeyError, TypeError):
         raise ValueError(
             f'answers_column: expected {{"text": [...], "answer_start": [...]}}, '
-            f"got {answers!r} in {where}"
+            f"got {answers!r} in {example(data, place)}"
         ) from None
     if len(texts) != len(starts):
         raise ValueError(
             f"answers_column: expected one answer_start a text, got {len(starts)} and "
-            f"{len(texts)} in {where}"
+            f"{len(texts)} in {example(data, place)}"
         )
     return texts
