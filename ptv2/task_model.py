@@ -21,11 +21,15 @@ class TaskModel(nn.Module):
     Args:
         model: the model whose backbone, prompt and head are shared.
         task: the task's name.
+        backbone_dropout: whether the backbone's own dropout acts while training.
     """
 
-    def __init__(self, model: "PromptModel", task: str) -> None:
+    def __init__(
+        self, model: "PromptModel", task: str, backbone_dropout: bool = True
+    ) -> None:
         super().__init__()
         self.task = task
+        self.backbone_dropout = backbone_dropout
         self.backbone = model.backbone
         self.prompt = model.prompts[task]
         self.head = dict(model.heads.items()).get(task)
@@ -42,6 +46,12 @@ class TaskModel(nn.Module):
             "torch.nn.DataParallel: replicas would share one prompt; start one process a GPU "
             "with torchrun"
         )
+
+    def train(self, mode: bool = True) -> "TaskModel":
+        """Set training or evaluation mode; the backbone's dropout may stay off."""
+        super().train(mode)
+        self.backbone.train(mode and self.backbone_dropout)
+        return self
 
     @property
     def config(self) -> PreTrainedConfig:

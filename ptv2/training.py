@@ -45,6 +45,7 @@ class TrainConfig:
         max_grad_norm: the gradient is scaled down to this norm.
         precision: "fp32", "bf16" or "fp16", by autocast.
         seed: of dropout and of the order of the examples.
+        backbone_dropout: the frozen backbone's own dropout, while the prompt and head train.
 
     Raises:
         ValueError: a field has a value outside of its range.
@@ -62,6 +63,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     precision: str = "fp32"
     seed: int = 0
+    backbone_dropout: bool = True
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "max_grad_norm"):
@@ -122,9 +124,9 @@ def train(
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }
     checkpoints = output_dir / CHECKPOINTS
-    _open_run(output_dir, run, resume, overwrite)
+    open_run(output_dir, run, resume, overwrite)
 
-    module = model.for_task(name)
+    module = model.for_task(name, backbone_dropout=config.backbone_dropout)
     metrics = fit(module, task, features, references, checkpoints, config, resume)
     metrics |= {
         "majority": task.majority(references),
@@ -137,7 +139,7 @@ def train(
     return metrics
 
 
-def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
+def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Make the run's directory, or check that it may be continued or replaced."""
     started = output_dir / CHECKPOINTS / RUN_CONFIG
     if resume:
@@ -196,7 +198,7 @@ def fit(
         arguments,
         *features,
         references,
-        _optimizer(module, config),
+        make_optimizer(module, config),
         packing=config.packing,
         token_budget=config.token_budget,
     )
@@ -238,7 +240,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
     )
 
 
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; the head may have a learning rate of its own, and biases do not decay."""
     of_head = config.head_learning_rate
     rates = {
