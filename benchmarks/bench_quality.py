@@ -29,7 +29,8 @@ from ptv2.demo import encoder_directory
 from ptv2.heads import Head
 from ptv2.layout import Padded
 from ptv2.tasks import Task, load_data, make_task
-from ptv2.training import TrainConfig, environment, fit, write_json
+from ptv2.train_config import TrainConfig
+from ptv2.training import environment, fit, write_json
 
 Method = Callable[[Task, PromptConfig], nn.Module]
 

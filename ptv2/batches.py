@@ -1,10 +1,13 @@
 """Which examples share a training step: of like length, by their number or by their tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+from .tasks import Task
+from .tasks.task import Feature
 
 _GROUPED_BATCHES = 50
 """Examples are sorted by length within this many batches, as transformers does it."""
@@ -42,7 +45,7 @@ class Batches(Sampler[list[int]]):
                 f"token_budget: expected at least the longest example's {int(self.lengths.max())} "
                 f"tokens, got {token_budget}"
             )
-        self.batch_size = batch_size
+        self.examples = batch_size  # named `batch_size`, accelerate would take it for every size
         self.token_budget = token_budget
         self.packing = packing
         self.seed = seed
@@ -70,9 +73,9 @@ class Batches(Sampler[list[int]]):
 
     def _by_number(self, order: torch.Tensor) -> list[list[int]]:
         batches = []
-        for group in order.split(_GROUPED_BATCHES * self.batch_size):
+        for group in order.split(_GROUPED_BATCHES * self.examples):
             longest_first = self.lengths[group].argsort(descending=True, stable=True)
-            batches += [part.tolist() for part in group[longest_first].split(self.batch_size)]
+            batches += [part.tolist() for part in group[longest_first].split(self.examples)]
         return batches
 
     def _by_tokens(self, order: torch.Tensor) -> list[list[int]]:
@@ -92,3 +95,13 @@ class Batches(Sampler[list[int]]):
             batches.append([place])
             tokens = longest = length
         return batches
+
+
+def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list[int]:
+    """How many tokens each feature adds to a batch of its own kind; padded, a choice counts as
+    much as the longest."""
+    counts = []
+    for feature in features:
+        lengths = [len(sequence["input_ids"]) for sequence in task.sequences(feature)]
+        counts.append(sum(lengths) if packing else len(lengths) * max(lengths))
+    return counts

@@ -27,7 +27,7 @@ class PromptConfig:
     Args:
         task: what the head computes; "feature-extraction" has none.
         labels: names of the classes or tags, in the order of the logits. A sequence
-            classification with one label is a regression.
+            classification with one label is a regression, unless it is `multi_label`.
         prompt_length: trained keys and values per layer; 0 trains the head alone.
         parametrization: "direct" trains the prompt itself; "mlp" computes it from an embedding
             per prompt position through a two-layer network, folded away on saving.
@@ -38,6 +38,8 @@ class PromptConfig:
         prompt_dropout: dropout on the prompt while training, one mask a step for the whole batch.
         pooling: what a sequence's head sees: the mean of its token states or the "first" one.
         head_dropout: dropout before the head's linear layer while training.
+        multi_label: whether a sequence has any number of the labels instead of one.
+        no_answer: whether a question may have no answer, as in SQuAD 2.0.
         mlp_hidden_size: width of the "mlp" parametrisation.
 
     Raises:
@@ -55,6 +57,8 @@ class PromptConfig:
     pooling: Pooling = "mean"
     head_dropout: float = 0.1
     mlp_hidden_size: int = 512
+    multi_label: bool = False
+    no_answer: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):
@@ -70,6 +74,10 @@ class PromptConfig:
             raise ValueError(f"labels: expected at least one for {self.task}, got none")
         if self.task not in _LABELLED and self.labels:
             raise ValueError(f"labels: expected none for {self.task}, got {self.labels}")
+        if self.multi_label and self.task != "sequence-classification":
+            raise ValueError(f"multi_label: expected False for {self.task}, got True")
+        if self.no_answer and self.task != "question-answering":
+            raise ValueError(f"no_answer: expected False for {self.task}, got True")
         if not all(isinstance(label, str) for label in self.labels):
             raise ValueError(f"labels: expected strings, got {self.labels}")
         if len(set(self.labels)) < len(self.labels):

@@ -15,7 +15,8 @@ from .model import PromptModel
 from .predictor import Predictor
 from .report import print_scores, size_kb
 from .tasks import load_data, make_task
-from .training import TrainConfig, train
+from .train_config import TrainConfig
+from .training import train
 
 DATA = Path(__file__).parent / "data" / "snips"
 KINDS = {"intent": "sequence-classification", "slots": "token-classification"}

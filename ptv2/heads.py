@@ -49,17 +49,23 @@ class Head(nn.Module):
         Args:
             logits: as `forward` returns them; for a multiple choice (examples, choices).
             layout: how the sequences lie in them.
-            labels: class indices (rows,), or floats (rows,) for a regression; tag indices
+            labels: class indices (rows,), or floats (rows,) for a regression, or 0 and 1
+                (rows, labels) where a row has any number of labels; tag indices
                 (rows, length) with -100 where a token has none; for question answering start
                 and end (rows, 2), positions in their own sequence.
         """
-        if self.pools and labels.numel() != len(logits):
+        if self.config.multi_label and labels.shape != logits.shape:
+            raise ValueError(f"labels: expected {tuple(logits.shape)}, got {tuple(labels.shape)}")
+        if self.pools and not self.config.multi_label and labels.numel() != len(logits):
             raise ValueError(
                 f"labels: expected {len(logits)}, one an example, got {tuple(labels.shape)}"
             )
         match self.config.task:
             case "question-answering":
                 return span_loss(logits, labels, layout)
+            case "sequence-classification" if self.config.multi_label:
+                wanted = labels.to(torch.float32)
+                return F.binary_cross_entropy_with_logits(logits.float(), wanted)
             case "sequence-classification" if len(self.config.labels) == 1:
                 return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
             case "token-classification":

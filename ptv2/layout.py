@@ -36,6 +36,10 @@ class Padded:
             return x
         return x.masked_fill(~self.attention_mask.bool().unsqueeze(-1), fill)
 
+    def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
+        """Some of the sequences, and how they lie."""
+        return self.groups(x, [sequences])[0]
+
     def groups(self, x: Tensor, groups: Sequence[Sequence[int]]) -> list[tuple[Tensor, Self]]:
         """The sequences of each group, and how they lie."""
         order = [sequence for group in groups for sequence in group]
@@ -101,6 +105,10 @@ class Packed:
         """A row for every sequence, (sequences, max_seqlen, ...), filled up with `fill`."""
         shape = (len(self.lengths), self.max_seqlen, *x.shape[2:])
         return x.new_full(shape, fill).index_put((self.sequence, self.position), x[0])
+
+    def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
+        """Some of the sequences, and how they lie."""
+        return self.groups(x, [sequences])[0]
 
     def groups(self, x: Tensor, groups: Sequence[Sequence[int]]) -> list[tuple[Tensor, Self]]:
         """The sequences of each group, and how they lie."""

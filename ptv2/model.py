@@ -131,9 +131,7 @@ class PromptModel(nn.Module):
         self.identity.require_same(asset.backbone, f"start_from: the prompt in {place}")
         return asset.build(self.geometry)[0].to(self.device)
 
-    def _install(
-        self, name: str, config: PromptConfig, prompt: Prompt, head: Head | None
-    ) -> None:
+    def _install(self, name: str, config: PromptConfig, prompt: Prompt, head: Head | None) -> None:
         self.prompts[name] = prompt.to(self.device).train(self.training)
         if head is not None:
             self.heads[name] = head.to(self.device).train(self.training)
@@ -164,13 +162,13 @@ class PromptModel(nn.Module):
     def _fold(self, prompt: Prompt) -> Tensor:
         return cast(Tensor, prompt(partial(project_hidden_states, self.backbone)))
 
-    def for_task(self, name: str, *, backbone_dropout: bool = True) -> TaskModel:
+    def for_task(self, name: str, backbone_dropout: bool = True) -> TaskModel:
         """One task as a module of its own, for `transformers.Trainer` or any training loop.
 
         It shares the backbone, the prompt and the head with this model.
 
         Args:
-            backbone_dropout: whether the backbone's own dropout acts while training.
+            backbone_dropout: whether the backbone's own dropout acts while the module trains.
         """
         self._config(name)
         return TaskModel(self, name, backbone_dropout)

@@ -140,7 +140,7 @@ def _loss_of_rows(
         if head.pools:
             logits = logits[places]
         else:
-            ((logits, layout),) = layout.groups(logits, [places])
+            logits, layout = layout.select(logits, places)
     stacked = torch.cat(wanted)[None] if _packs_labels(head, layout) else torch.stack(wanted)
     return head.loss(logits, stacked.to(logits.device), layout)
 

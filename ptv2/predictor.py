@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .config import PromptConfig
 from .families import position_padding
+from .layout import Padded
 from .model import PromptModel
-from .tasks import Task, make_task
+from .tasks import TASKS, Task, make_task
 from .tasks.task import Answer, Feature
 from .tasks.tokens import progress
 
@@ -43,8 +45,8 @@ class Predictor:
         self.max_length = longest if max_length is None else min(max_length, longest)
         self.batch_size = batch_size
 
-    def task(self, name: str, **columns: str | None) -> Task:
-        """How a task of the model reads data; columns are those of its class.
+    def task(self, name: str, **options: Any) -> Task:
+        """How a task of the model reads data; options are fields of its class.
 
         Raises:
             ValueError: the model has no such task, or tasks of its kind read no text.
@@ -59,7 +61,8 @@ class Predictor:
             self.tokenizer,
             labels=config.labels,
             max_length=self.max_length,
-            **columns,
+            **kept_fields(config),
+            **options,
         )
 
     def predict(self, requests: Sequence[tuple[str, Any]]) -> list[Answer]:
@@ -125,7 +128,21 @@ class Predictor:
         training = self.model.training
         output = self.model.eval()(**inputs.to(self.model.device), task=names)
         self.model.train(training)
-        return [logits.cpu() for logits in output.logits]
+        layout = Padded(inputs["attention_mask"])
+        found = []
+        for row, (name, logits) in enumerate(zip(names, output.logits, strict=True)):
+            if logits is None:  # feature extraction
+                states, own = layout.select(output.last_hidden_state, [row])
+                first = self.model.tasks[name].pooling == "first"
+                logits = (own.first(states) if first else own.mean(states))[0]
+            found.append(logits.cpu())
+        return found
+
+
+def kept_fields(config: PromptConfig) -> dict[str, Any]:
+    """What a prompt's configuration keeps of its task's fields."""
+    names = TASKS[config.task].prompt_fields if config.task in TASKS else ()
+    return {name: getattr(config, name) for name in names}
 
 
 def longest_input(model: PromptModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-SCORES = ("accuracy", "macro_f1", "precision", "recall", "f1")
+SCORES = (
+    "accuracy", "micro_f1", "macro_f1", "precision", "recall", "exact_match", "f1",
+    "pearson", "spearman", "mse",
+)  # fmt: skip
 
 
 def scores_of(measured: Mapping[str, Any]) -> dict[str, str]:

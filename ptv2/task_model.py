@@ -3,7 +3,9 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -21,12 +23,10 @@ class TaskModel(nn.Module):
     Args:
         model: the model whose backbone, prompt and head are shared.
         task: the task's name.
-        backbone_dropout: whether the backbone's own dropout acts while training.
+        backbone_dropout: whether the backbone's own dropout acts while this module trains.
     """
 
-    def __init__(
-        self, model: "PromptModel", task: str, backbone_dropout: bool = True
-    ) -> None:
+    def __init__(self, model: "PromptModel", task: str, backbone_dropout: bool = True) -> None:
         super().__init__()
         self.task = task
         self.backbone_dropout = backbone_dropout
@@ -41,17 +41,20 @@ class TaskModel(nn.Module):
         self._model[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def train(self, mode: bool = True) -> "TaskModel":
+        """Set the mode; without `backbone_dropout` the backbone stays as in evaluation."""
+        super().train(mode)
+        if mode and not self.backbone_dropout:
+            self.backbone.eval()
+            for layer in family_of(self.config.model_type).layers(self.backbone):
+                layer.training = True  # itself, not its parts: only such a layer checkpoints
+        return self
+
     def _replicate_for_data_parallel(self) -> "TaskModel":
         raise NotImplementedError(
             "torch.nn.DataParallel: replicas would share one prompt; start one process a GPU "
             "with torchrun"
         )
-
-    def train(self, mode: bool = True) -> "TaskModel":
-        """Set training or evaluation mode; the backbone's dropout may stay off."""
-        super().train(mode)
-        self.backbone.train(mode and self.backbone_dropout)
-        return self
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -89,12 +92,17 @@ class TaskModel(nn.Module):
         )
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        *,
+        keep_attention: bool = False,
+        **options: Any,
     ) -> None:
         """Recompute the backbone's layers in the backward instead of storing them.
 
         Args:
             activation_checkpointing_kwargs: for `torch.utils.checkpoint.checkpoint`.
+            keep_attention: store what attention gives, so that it is not computed again.
             options: what else transformers' method of that name takes.
 
         Raises:
@@ -104,6 +112,10 @@ class TaskModel(nn.Module):
         kwargs = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
         if kwargs["use_reentrant"]:
             raise ValueError(_REENTRANT)
+        if keep_attention:
+            if "context_fn" in kwargs:
+                raise ValueError("keep_attention: expected False with a context_fn, got True")
+            kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
         backbone = self.backbone
         if hasattr(backbone, "activation_checkpointing_enable"):
             backbone.activation_checkpointing_enable(kwargs, **options)
@@ -115,6 +127,12 @@ class TaskModel(nn.Module):
     ) -> None:
         """`activation_checkpointing_enable` by the name that older Trainers call."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+
+def _keep_attention(_: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if function is torch.ops.ptv2.prefix_attention.default:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _REENTRANT = (

@@ -1,20 +1,29 @@
 """The transformers `Trainer` with our batches, and scores of decoded answers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from .batches import Batches
+from . import checkpoints
+from .batches import Batches, token_counts
 from .tasks import Collator, Task
 from .tasks.collate import split_logits
-from .tasks.task import Feature, decode_all
+from .tasks.task import decode_all
 
 
 class PromptTrainer(Trainer):
@@ -27,6 +36,7 @@ class PromptTrainer(Trainer):
         references: what `task.references` returned for the validation data.
         packing: batches without a padding token.
         token_budget: tokens a batch at most, instead of a number of examples.
+        save_steps: a checkpoint every so many steps, besides those at an epoch's end.
     """
 
     def __init__(
@@ -40,12 +50,23 @@ class PromptTrainer(Trainer):
         optimizer: torch.optim.Optimizer,
         packing: bool = False,
         token_budget: int | None = None,
+        save_steps: int | None = None,
     ) -> None:
         self.task = task
         self.train_features, self.validation_features = train_features, list(validation_features)
         self.references = references
         self.packing = packing
-        self.token_budget = token_budget
+        self.batches = Batches(
+            token_counts(task, train_features, packing),
+            arguments.train_batch_size,
+            token_budget,
+            packing,
+            arguments.seed,
+            arguments.world_size,
+        )
+        assert arguments.output_dir is not None
+        self.folder = Path(arguments.output_dir)
+        self._staged: Path | None = None
         super().__init__(
             model=module,
             args=arguments,
@@ -53,26 +74,52 @@ class PromptTrainer(Trainer):
             eval_dataset=validation_features,
             data_collator=Collator(task, packing),
             optimizers=(optimizer, None),
+            callbacks=[_Epochs(self.batches), _Saves(save_steps)],
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of like length."""
-        batches = Batches(
-            token_counts(self.task, self.train_features, self.packing),
-            self.args.train_batch_size,
-            self.token_budget,
-            self.packing,
-            self.args.seed,
-            self.args.world_size,
-        )
         loader: DataLoader[Any] = DataLoader(
             self.train_features,
-            batch_sampler=batches,
+            batch_sampler=self.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the Trainer writes a checkpoint: for us a place beside the real one."""
+        return str(self._staged or self.folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, and move it there in one step."""
+        folder = self.folder
+        if self.args.should_save:
+            checkpoints.clear(folder)
+        self.accelerator.wait_for_everyone()
+        self._staged = folder / checkpoints.STAGED
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staged = None
+        self.accelerator.wait_for_everyone()
+        self.state.best_model_checkpoint = None  # a path; `best_global_step` outlives a move
+        if self.args.should_save:
+            step = self.state.global_step
+            staged = checkpoints.place(folder / checkpoints.STAGED, step)
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            checkpoints.publish(staged, checkpoints.place(folder, step))
+            checkpoints.discard_others(folder, {step, self.state.best_global_step or step})
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self) -> None:
+        """Load the checkpoint of the best epoch into the module."""
+        assert self.model is not None
+        step = self.state.best_global_step
+        assert step is not None
+        path = checkpoints.place(self.folder, step)
+        self.model.load_state_dict(load_file(path / "model.safetensors"))
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss, and the scores of the answers to the validation examples."""
@@ -134,11 +181,27 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list[int]:
-    """How many tokens each feature adds to a batch of its own kind; padded, a choice counts as
-    much as the longest."""
-    counts = []
-    for feature in features:
-        lengths = [len(sequence["input_ids"]) for sequence in task.sequences(feature)]
-        counts.append(sum(lengths) if packing else len(lengths) * max(lengths))
-    return counts
+class _Epochs(TrainerCallback):
+    """Tells the batches which epoch begins, also where a run goes on."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.batches.set_epoch(int(state.epoch or 0))
+
+
+class _Saves(TrainerCallback):
+    """A checkpoint every so many steps; with it the loss so far, whose mean starts anew there."""
+
+    def __init__(self, save_steps: int | None) -> None:
+        self.save_steps = save_steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        ends_epoch = state.epoch == int(state.epoch or 0)  # whose end is saved anyway
+        if self.save_steps and state.global_step % self.save_steps == 0 and not ends_epoch:
+            control.should_log = control.should_save = True

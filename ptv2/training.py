@@ -4,12 +4,15 @@ A run's directory holds the saved prompt, `run_config.json` and `metrics.json`, 
 the run is done, and `checkpoints/`, from which a run that was stopped goes on.
 """
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,67 +20,19 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import SchedulerType, TrainingArguments
+from transformers import TrainingArguments
 
 from .assets import CARD, is_asset
+from .checkpoints import newest
 from .model import PromptModel
 from .predictor import Predictor
+from .processes import on_main
+from .task_model import TaskModel
 from .tasks import Task
+from .train_config import TrainConfig
 from .trainer import PromptTrainer
 
 CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a prompt is trained; the defaults were chosen by measurement (docs/defaults.md).
-
-    Args:
-        learning_rate: peak of the schedule.
-        head_learning_rate: the head's own peak. None: the same.
-        epochs: passes over the training data.
-        batch_size: examples a step, unless there is a token budget.
-        token_budget: tokens a step at most, instead of a number of examples.
-        packing: lay the examples of a batch one after another, without a padding token.
-        warmup_ratio: share of the steps over which the learning rate rises.
-        scheduler: name of a transformers schedule, such as "linear" or "cosine".
-        weight_decay: of AdamW, for everything but biases.
-        max_grad_norm: the gradient is scaled down to this norm.
-        precision: "fp32", "bf16" or "fp16", by autocast.
-        seed: of dropout and of the order of the examples.
-        backbone_dropout: the frozen backbone's own dropout, while the prompt and head train.
-
-    Raises:
-        ValueError: a field has a value outside of its range.
-    """
-
-    learning_rate: float = 2e-2
-    head_learning_rate: float | None = None
-    epochs: int = 8
-    batch_size: int = 32
-    token_budget: int | None = None
-    packing: bool = False
-    warmup_ratio: float = 0.06
-    scheduler: str = "linear"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "fp32"
-    seed: int = 0
-    backbone_dropout: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(f"token_budget: expected a positive number, got {self.token_budget}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio: expected a value in [0, 1), got {self.warmup_ratio}")
-        if self.scheduler not in list(SchedulerType):
-            names = ", ".join(SchedulerType)
-            raise ValueError(f"scheduler: expected one of {names}, got {self.scheduler!r}")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
 
 
 def train(
@@ -123,31 +78,52 @@ def train(
         "train": asdict(config),
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }
-    checkpoints = output_dir / CHECKPOINTS
-    open_run(output_dir, run, resume, overwrite)
-
-    module = model.for_task(name, backbone_dropout=config.backbone_dropout)
-    metrics = fit(module, task, features, references, checkpoints, config, resume)
-    metrics |= {
-        "majority": task.majority(references),
-        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "environment": environment(),
-    }
-    model.save_task(name, output_dir)
-    write_json(output_dir / RUN_CONFIG, run)
-    write_json(output_dir / METRICS, metrics)
+    lock = on_main(partial(open_run, output_dir, run, resume, overwrite))
+    module = prepare_module(model, name, config)
+    try:
+        metrics = fit(module, task, features, references, output_dir / CHECKPOINTS, config, resume)
+        metrics |= {
+            "majority": task.majority(references),
+            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+            "environment": environment(),
+        }
+        on_main(partial(_write_run, model, name, output_dir, run, metrics))
+    finally:
+        if lock is not None:
+            os.close(lock)
     return metrics
 
 
-def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the run's directory, or check that it may be continued or replaced."""
+def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
+    """Make the run's directory, or check that it may be continued or replaced.
+
+    Returns:
+        An open file that holds a lock on the directory, so that no other run writes there.
+    """
     started = output_dir / CHECKPOINTS / RUN_CONFIG
-    if resume:
-        if not started.is_file():
-            raise FileNotFoundError(f"resume: there is no run in {output_dir}")
-        _check_same_run(json.loads(started.read_text()), json.loads(json.dumps(run)))
-        return
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if resume and not started.is_file():
+        raise FileNotFoundError(f"resume: there is no run in {output_dir}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise FileExistsError(f"output: {output_dir} is a file, expected a directory")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(output_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if resume:
+            _check_same_run(json.loads(started.read_text()), json.loads(json.dumps(run)))
+        else:
+            _start_run(output_dir, started, run, overwrite)
+    except BlockingIOError:
+        os.close(lock)
+        raise FileExistsError(f"output: another run is writing in {output_dir}") from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: bool) -> None:
+    if any(output_dir.iterdir()):
         if not overwrite:
             hint = "resume it or overwrite it" if started.is_file() else "overwrite it"
             raise FileExistsError(f"output: {output_dir} is not empty; choose another, or {hint}")
@@ -159,6 +135,14 @@ def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: boo
     write_json(started, run)
 
 
+def _write_run(
+    model: PromptModel, name: str, output_dir: Path, run: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    model.save_task(name, output_dir)
+    write_json(output_dir / RUN_CONFIG, run)
+    write_json(output_dir / METRICS, metrics)
+
+
 def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "") -> None:
     for key in before | now:
         old, new = before.get(key), now.get(key)
@@ -166,6 +150,17 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
             _check_same_run(old, new, f"{path}{key}.")
         elif old != new:
             raise ValueError(f"resume: the run was started with {path}{key} = {old}, got {new}")
+
+
+def prepare_module(model: PromptModel, name: str, config: TrainConfig) -> TaskModel:
+    """The module that `fit` trains: one task of the model, with the config's dropout,
+    checkpointing and compilation."""
+    module = model.for_task(name, config.backbone_dropout)
+    if config.checkpointing != "none":
+        module.activation_checkpointing_enable(keep_attention=config.checkpointing == "selective")
+    if config.compile:
+        module.compile()
+    return module
 
 
 def fit(
@@ -188,7 +183,7 @@ def fit(
 
     Returns:
         `best`, the epoch with the best `task.best_metric`; `history`, every epoch's mean
-        training loss and validation scores; `train_seconds`.
+        training loss and validation scores; `steps` in all; `train_seconds`.
     """
     arguments = _arguments(task, output_dir, config)
     module.to(arguments.device)  # before the optimizer takes its parameters
@@ -201,13 +196,17 @@ def fit(
         make_optimizer(module, config),
         packing=config.packing,
         token_budget=config.token_budget,
+        save_steps=config.save_steps,
     )
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output_dir) if resume else None)
+    last = newest(output_dir) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    trainer.load_best()
     history = _history(trainer.state.log_history)
     return {
         "best": max(history, key=lambda epoch: epoch[task.best_metric]),
         "history": history,
+        "steps": trainer.state.global_step,
         "train_seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -225,13 +224,12 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
+        ddp_find_unused_parameters=False,  # prompt and head have a gradient in every step
         seed=config.seed,
         accelerator_config={"even_batches": False},  # a batch's size may vary
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
         metric_for_best_model=task.best_metric,
         greater_is_better=True,
         label_names=["labels"],
@@ -265,21 +263,19 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     )
 
 
-def _last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that is complete: the Trainer writes its state last."""
-    complete = [state.parent for state in directory.glob("checkpoint-*/trainer_state.json")]
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
-
-
 def _history(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    losses = {entry["epoch"]: entry["loss"] for entry in log if "loss" in entry}
-    return [
-        {"epoch": entry["epoch"], "train_loss": losses.get(entry["epoch"])}
-        | {name.removeprefix("eval_"): value for name, value in entry.items() if "eval_" in name}
-        for entry in log
-        if "eval_loss" in entry
-    ]
+    """Every epoch's scores, with the mean loss of its steps, which may be logged in parts."""
+    history, losses, done = [], [], 0
+    for entry in log:
+        if "loss" in entry:
+            losses.append((entry["loss"], entry["step"] - done))
+            done = entry["step"]
+        elif "eval_loss" in entry:
+            mean = sum(loss * steps for loss, steps in losses) / sum(n for _, n in losses)
+            scores = {k.removeprefix("eval_"): v for k, v in entry.items() if "eval_" in k}
+            history.append({"epoch": entry["epoch"], "train_loss": mean, **scores})
+            losses = []
+    return history
 
 
 def evaluate(predictor: Predictor, name: str, task: Task, data: Dataset) -> dict[str, Any]:

@@ -83,6 +83,17 @@ def test_train_options_reach_the_prompt(work: Path) -> None:
     assert json.loads(result.stdout)["answers"]["pair"]["label"] in ("different", "same")
 
 
+def test_a_dry_run_says_what_training_needs(work: Path, tmp_path: Path) -> None:
+    options = ("--output", tmp_path / "run", "--dry-run", "--memory", "3MB")
+    result = ptv2(*training(work, *SENTIMENT, *SHORT), *options, "--packing")
+    assert result.exit_code == 0, result.output
+    for shown in ("256 prompt, 34 head", "saved for the backward", "largest batch", "in 3.0 MB"):
+        assert shown in result.stdout
+    assert not (tmp_path / "run").exists()
+    message = fails(*training(work, *SENTIMENT), "--output", tmp_path / "run", "--memory", "3MB")
+    assert message == "memory: expected --dry-run with it"
+
+
 def test_eval_agrees_with_training(work: Path, tmp_path: Path) -> None:
     for name, metric in (("sentiment", "accuracy"), ("cities", "f1")):
         output = tmp_path / f"{name}.json"
@@ -216,9 +227,9 @@ def test_files_are_not_overwritten(work: Path, tmp_path: Path) -> None:
     for command in ("eval", "predict"):
         assert fails(command, "--prompt", work / "sentiment", *to_file) == refused
         assert output.read_text() == "mine"
-    for run in (work / "sentiment", output):
+    for run, message in ((work / "sentiment", "is not empty"), (output, "is a file, expected a")):
         before = run.stat().st_mtime_ns
-        assert "is not empty" in fails(*training(work, *SENTIMENT, *SHORT), "--output", run)
+        assert message in fails(*training(work, *SENTIMENT, *SHORT), "--output", run)
         assert run.stat().st_mtime_ns == before
     assert ptv2("eval", "--prompt", work / "sentiment", *to_file, "--overwrite").exit_code == 0
     assert "accuracy" in json.loads(output.read_text())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ptv2 import PromptConfig, PromptModel
 from ptv2.layout import Packed, Padded
@@ -135,6 +136,22 @@ def test_compiles_without_a_break(tiny_backbone: Any, packed: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**packed, task="topic").logits, expected)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_new_length_compiles_nothing_new(tiny_backbone: Any, packing: bool) -> None:
+    task = new_model(tiny_backbone("bert")).for_task("topic").train()
+    torch._dynamo.reset()
+    compiled = CompileCounterWithBackend("aot_eager")
+    task.compile(backend=compiled)
+    for rows, length in ((4, 9), (5, 11), (6, 14), (7, 12)):
+        inputs: dict[str, Any] = {"input_ids": torch.randint(4, 100, (rows, length))}
+        if packing:
+            cu_seqlens = torch.arange(0, rows * length + 1, length, dtype=torch.int32)
+            inputs = {"input_ids": inputs["input_ids"].view(1, -1), "cu_seqlens": cu_seqlens}
+            inputs["max_seqlen"] = length
+        task(**inputs, labels=torch.ones(rows, dtype=torch.long)).loss.backward()
+    assert compiled.frame_count == 2  # the first length's own, and one for all
 
 
 def test_checkpointing_gives_the_same_bits(tiny_backbone: Any, packed: Any) -> None:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from transformers import Trainer, set_seed
 
 from ptv2 import PromptConfig, PromptModel
+from ptv2.batches import Batches
 from ptv2.predictor import Predictor
 from ptv2.tasks import make_task
-from ptv2.training import TrainConfig, evaluate, train
+from ptv2.train_config import TrainConfig
+from ptv2.training import evaluate, train
 from tests.encoder import examples, save_encoder
 
 CONFIG = TrainConfig(learning_rate=3e-2, epochs=3, batch_size=8)
@@ -70,6 +72,48 @@ def test_a_run(encoder: Path, tmp_path: Path, kind: str, columns: dict[str, str]
     assert again == scores
 
 
+def weights(predictor: Predictor) -> dict[str, torch.Tensor]:
+    return predictor.model.state_dict()
+
+
+def test_packed_training_equals_padded(encoder: Path, tmp_path: Path) -> None:
+    """The same batches, so the same losses, scores and weights; without dropout."""
+    for kind in ("sequence-classification", "token-classification"):
+        found = []
+        for packing in (False, True):
+            predictor, task = new(encoder, kind)
+            predictor.model.heads["t"].dropout.p = 0.0
+            config = replace(CONFIG, packing=packing, backbone_dropout=False)
+            output = tmp_path / f"{kind}-{packing}"
+            found.append((train(predictor.model, "t", task, DATA, output, config), predictor))
+        (padded, one), (packed, other) = found
+        for a, b in zip(padded["history"], packed["history"], strict=True):
+            assert b == pytest.approx(a, abs=1e-5)
+        for name, x in weights(one).items():
+            torch.testing.assert_close(weights(other)[name], x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_token_budget(encoder: Path, tmp_path: Path, packing: bool) -> None:
+    predictor, task = new(encoder)
+    config = TrainConfig(epochs=2, token_budget=60, packing=packing)
+    metrics = train(predictor.model, "t", task, DATA, tmp_path / "run", config)
+    lengths = [len(f["input_ids"]) for f in task.prepare(DATA[0])]
+    assert metrics["steps"] == 2 * len(Batches(lengths, 32, 60, packing))
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2]
+
+
+@pytest.mark.parametrize("checkpointing", ["layers", "selective"])
+def test_checkpointing_changes_nothing(encoder: Path, tmp_path: Path, checkpointing: str) -> None:
+    found = []
+    for kind in ("none", checkpointing):
+        predictor, task = new(encoder)
+        config = replace(CONFIG, checkpointing=kind, epochs=1)
+        train(predictor.model, "t", task, DATA, tmp_path / kind, config)
+        found.append(weights(predictor))
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
 def test_a_prompt_learns(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
     config = replace(CONFIG, epochs=8)
@@ -89,6 +133,21 @@ def test_a_checkpoint_holds_prompt_and_head_only(encoder: Path, tmp_path: Path) 
             "prompt.embedding", "head.linear.weight", "head.linear.bias",
         }  # fmt: skip
         assert not list(checkpoint.glob("tokenizer*"))
+
+
+def test_without_backbone_dropout_only_prompt_and_head_have_any(
+    family: str, tiny_backbone: Any
+) -> None:
+    model = PromptModel(tiny_backbone(family))
+    model.add_task("t", PromptConfig("feature-extraction", prompt_length=3))
+    ids = torch.randint(4, 100, (2, 9))
+    expected = model.eval()(input_ids=ids, task="t").last_hidden_state
+    module = model.for_task("t", backbone_dropout=False).train()
+    assert module.prompt.training
+    assert torch.equal(module(input_ids=ids).last_hidden_state, expected)
+    again = model.for_task("t").train()(input_ids=ids).last_hidden_state
+    drops = family not in ("albert", "modernbert")  # these have none by default
+    assert torch.equal(again, expected) != drops
 
 
 def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
@@ -174,6 +233,8 @@ def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:
         ("learning_rate", 0, "learning_rate: expected a positive number, got 0"),
         ("epochs", -1, "epochs: expected a positive number, got -1"),
         ("warmup_ratio", 1.0, r"warmup_ratio: expected a value in \[0, 1\), got 1.0"),
+        ("token_budget", 0, "token_budget: expected a positive number, got 0"),
+        ("checkpointing", "all", "checkpointing: expected none, layers or selective, got 'all'"),
         ("precision", "int8", "precision: expected fp32, bf16 or fp16, got 'int8'"),
     ],
 )

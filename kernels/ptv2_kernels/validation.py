@@ -3,11 +3,13 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from . import native
 from .arguments import Inputs
@@ -15,10 +17,16 @@ from .arguments import Inputs
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise ValueError unless the condition holds."""
+def require(condition: bool, name: str, expected: str | Callable[[], str], got: object) -> None:
+    """Raise ValueError unless the condition holds.
+
+    Args:
+        expected, got: texts with a size in them come as functions: written under torch.compile,
+            a size would become a constant, and every new one would compile again.
+    """
     if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
+        wanted, found = (x() if callable(x) else x for x in (expected, got))
+        raise ValueError(f"{name}: expected {wanted}, got {found}")
 
 
 def validate_padded(inputs: Inputs) -> None:
@@ -39,18 +47,18 @@ def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
         cu_seqlens.dim() == 1 and len(cu_seqlens) > 0 and cu_seqlens.dtype == torch.int32,
         "cu_seqlens",
         "(sequences + 1,) int32",
-        f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}",
+        lambda: f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}",
     )
     require(
         len(cu_seqlens) > 1 or query.shape[0] == 0,
         "cu_seqlens",
-        f"at least one sequence for {query.shape[0]} tokens",
+        lambda: f"at least one sequence for {query.shape[0]} tokens",
         "none",
     )
     require(max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen)
     _validate_matrices(inputs, heads=query.shape[1])
     _validate_mask(inputs.key_mask, (query.shape[0],))
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _values_are_at_hand(query):
         _validate_lengths(cu_seqlens, query.shape[0], max_seqlen)
     _validate_prompts(inputs)
 
@@ -134,15 +142,19 @@ def _validate_matrices(inputs: Inputs, heads: int) -> None:
     )
     for name in ("key", "value"):
         x = getattr(inputs, name)
-        shape = tuple(query.shape)
-        require(x.shape == query.shape, name, f"query's shape {shape}", tuple(x.shape))
+        require(
+            x.shape == query.shape,
+            name,
+            lambda: f"query's shape {tuple(query.shape)}",
+            tuple(x.shape),
+        )
         require(x.dtype == query.dtype, name, f"query's dtype {query.dtype}", x.dtype)
     for name in ("prefix_key", "prefix_value"):
         x = getattr(inputs, name)
         require(
             x.dim() == 3 and x.shape[1:] == (heads, head_dim),
             name,
-            f"(prefix_tokens, {heads}, {head_dim})",
+            lambda: f"(prefix_tokens, {heads}, {head_dim})",
             tuple(x.shape),
         )
         require(
@@ -155,8 +167,8 @@ def _validate_matrices(inputs: Inputs, heads: int) -> None:
         inputs.prefix_value.shape == prefix_key.shape
         and inputs.prefix_value.dtype == prefix_key.dtype,
         "prefix_value",
-        f"prefix_key's shape and dtype {tuple(prefix_key.shape)} {prefix_key.dtype}",
-        f"{tuple(inputs.prefix_value.shape)} {inputs.prefix_value.dtype}",
+        lambda: f"prefix_key's shape and dtype {tuple(prefix_key.shape)} {prefix_key.dtype}",
+        lambda: f"{tuple(inputs.prefix_value.shape)} {inputs.prefix_value.dtype}",
     )
     for name, x in inputs._asdict().items():
         if x is not None:
@@ -175,8 +187,8 @@ def _validate_mask(key_mask: Tensor | None, shape: tuple[int, ...]) -> None:
         require(
             key_mask.shape == shape and key_mask.dtype == torch.bool,
             "key_mask",
-            f"{shape} bool",
-            f"{tuple(key_mask.shape)} {key_mask.dtype}",
+            lambda: f"{shape} bool",
+            lambda: f"{tuple(key_mask.shape)} {key_mask.dtype}",
         )
 
 
@@ -187,8 +199,8 @@ def _validate_prompts(inputs: Inputs) -> None:
             prompt_ids.shape == (inputs.sequences,)
             and prompt_ids.dtype in (torch.int32, torch.int64),
             "prompt_ids",
-            f"({inputs.sequences},) int32 or int64",
-            f"{tuple(prompt_ids.shape)} {prompt_ids.dtype}",
+            lambda: f"({inputs.sequences},) int32 or int64",
+            lambda: f"{tuple(prompt_ids.shape)} {prompt_ids.dtype}",
         )
     if prompt_bounds is not None:
         require(
@@ -198,10 +210,16 @@ def _validate_prompts(inputs: Inputs) -> None:
             and prompt_bounds.dtype == torch.int32,
             "prompt_bounds",
             "(prompts, 2) int32 with at least one prompt",
-            f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
+            lambda: f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
         )
-    if inputs.query.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _values_are_at_hand(inputs.query):
         _validate_prompt_values(prompt_ids, prompt_bounds, len(inputs.prefix_key))
+
+
+def _values_are_at_hand(query: Tensor) -> bool:
+    """Whether values can be read without waiting: on the CPU, and not while tracing."""
+    traced = torch.compiler.is_compiling() or isinstance(query, FakeTensor)
+    return query.device.type == "cpu" and not traced
 
 
 def _validate_prompt_values(

@@ -45,6 +45,10 @@ TextPairColumn = Annotated[str | None, option("Column with the second text of a 
 LabelColumn = Annotated[str | None, option("Column with the label, if not label.")]
 TokensColumn = Annotated[str | None, option("Column with the words, if not tokens.")]
 TagsColumn = Annotated[str | None, option("Column with the words' tags, if not tags.")]
+QuestionColumn = Annotated[str | None, option("Column with the question, if not question.")]
+ContextColumn = Annotated[str | None, option("Column with the context, if not context.")]
+AnswersColumn = Annotated[str | None, option("Column with the answers, if not answers.")]
+ChoicesColumn = Annotated[str | None, option("Column with the list of choices, if not choices.")]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 
 

@@ -7,17 +7,24 @@ import typer
 from transformers import set_seed
 
 from ..config import PromptConfig
+from ..memory import describe, device_memory, parse_bytes, plan
 from ..model import PromptModel
 from ..predictor import Predictor
-from ..report import print_scores
+from ..processes import is_main
+from ..report import print_fields, print_scores
 from ..tasks import TASKS, SequenceClassification, load_data, make_task
-from ..training import TrainConfig
+from ..train_config import TrainConfig
+from ..training import prepare_module
 from ..training import train as train_task
 from .options import (
     DATA,
+    AnswersColumn,
+    ChoicesColumn,
+    ContextColumn,
     LabelColumn,
     MaxLength,
     Overwrite,
+    QuestionColumn,
     TagsColumn,
     TextColumn,
     TextPairColumn,
@@ -46,6 +53,10 @@ def train(
     label_column: LabelColumn = None,
     tokens_column: TokensColumn = None,
     tags_column: TagsColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -63,24 +74,50 @@ def train(
     ),
     epochs: Annotated[int, option("Passes over the data.")] = TrainConfig.epochs,
     batch_size: Annotated[int, option("Examples a step.")] = TrainConfig.batch_size,
+    token_budget: Annotated[int | None, option("Tokens a step at most, instead.")] = None,
+    packing: Annotated[bool, option("Batches without a padding token.", "--packing")] = False,
     warmup_ratio: Annotated[float, option("Share of the steps.")] = TrainConfig.warmup_ratio,
     scheduler: Annotated[str, option("A schedule of transformers.")] = TrainConfig.scheduler,
     weight_decay: Annotated[float, option("Of AdamW.")] = TrainConfig.weight_decay,
     precision: Annotated[str, option("fp32, bf16 or fp16.")] = TrainConfig.precision,
+    backbone_dropout: Annotated[bool, option("The frozen encoder's own dropout.")] = (
+        TrainConfig.backbone_dropout
+    ),
+    checkpointing: Annotated[
+        str, option("none, layers or selective: what the backward computes again to save memory.")
+    ] = TrainConfig.checkpointing,
+    compile: Annotated[bool, option("With torch.compile.", "--compile")] = False,
+    save_steps: Annotated[
+        int | None, option("A checkpoint every so many steps, besides those of the epochs.")
+    ] = None,
     seed: Annotated[int, option("Of everything random.")] = TrainConfig.seed,
+    dry_run: Annotated[
+        bool, option("Train nothing; say what a step needs in memory.", "--dry-run")
+    ] = False,
+    memory: Annotated[
+        str | None, option("With --dry-run: how much there is, as 8GB; a GPU's own if not given.")
+    ] = None,
     resume: Annotated[bool, option("Go on with a run that was stopped.", "--resume")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a prompt on a frozen encoder and save it."""
+    if memory is not None and not dry_run:
+        raise ValueError("memory: expected --dry-run with it")
     config = TrainConfig(
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
         epochs=epochs,
         batch_size=batch_size,
+        token_budget=token_budget,
+        packing=packing,
         warmup_ratio=warmup_ratio,
         scheduler=scheduler,
         weight_decay=weight_decay,
         precision=precision,
+        backbone_dropout=backbone_dropout,
+        checkpointing=checkpointing,
+        compile=compile,
+        save_steps=save_steps,
         seed=seed,
     )
     columns = columns_of(
@@ -90,6 +127,10 @@ def train(
         label_column=label_column,
         tokens_column=tokens_column,
         tags_column=tags_column,
+        question_column=question_column,
+        context_column=context_column,
+        answers_column=answers_column,
+        choices_column=choices_column,
     )
     parts = (
         load_data(train, train_split),
@@ -106,6 +147,7 @@ def train(
         "injection": injection,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
+        **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:
         if task != SequenceClassification.kind:
@@ -114,8 +156,17 @@ def train(
     name = name or output.resolve().name
     set_seed(seed)
     predictor.model.add_task(name, PromptConfig.from_dict(prompt))
+    if dry_run:
+        module = prepare_module(predictor.model, name, config)
+        available = parse_bytes(memory) if memory else device_memory(predictor.model.device)
+        features = reader.prepare(parts[0])
+        print_fields(
+            describe(module, plan(module, reader, features, config, available), available)
+        )
+        return
     metrics = train_task(
         predictor.model, name, reader, parts, output, config, resume=resume, overwrite=overwrite
     )
-    print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
-    typer.echo(f"saved in {output}")
+    if is_main():
+        print_scores({name: metrics["best"], "commonest answer": metrics["majority"]})
+        typer.echo(f"saved in {output}")

@@ -15,11 +15,15 @@ from ..tasks import load_data
 from ..training import evaluate, write_json
 from .options import (
     DATA,
+    AnswersColumn,
     Backbone,
+    ChoicesColumn,
+    ContextColumn,
     LabelColumn,
     MaxLength,
     Overwrite,
     PromptDir,
+    QuestionColumn,
     TagsColumn,
     TextColumn,
     TextPairColumn,
@@ -43,6 +47,10 @@ def evaluate_prompt(
     label_column: LabelColumn = None,
     tokens_column: TokensColumn = None,
     tags_column: TagsColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
@@ -60,6 +68,10 @@ def evaluate_prompt(
             label_column=label_column,
             tokens_column=tokens_column,
             tags_column=tags_column,
+            question_column=question_column,
+            context_column=context_column,
+            answers_column=answers_column,
+            choices_column=choices_column,
         ),
     )
     scores = evaluate(predictor, name, reader, examples)
@@ -79,6 +91,9 @@ def predict(
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     tokens_column: TokensColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    choices_column: ChoicesColumn = None,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
@@ -110,6 +125,9 @@ def predict(
                 text_column=text_column,
                 text_pair_column=text_pair_column,
                 tokens_column=tokens_column,
+                question_column=question_column,
+                context_column=context_column,
+                choices_column=choices_column,
             ),
         )
         for name in names
@@ -121,6 +139,7 @@ def predict(
         "text": text_column or "text",
         "text_pair": text_pair_column,
         "tokens": tokens_column or "tokens",
+        "question": question_column or "question",
     }
     lines = []
     for place, example in enumerate(examples):

@@ -1,5 +1,6 @@
 """Many prompts at once: runs that train together on one frozen backbone."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,10 +68,10 @@ def sweep(
     features = prepare(runs)
     results = Results(model, runs, features, output_dir)
     start = time.perf_counter()
-    unlearned = {run.name for run in runs}
+    unlearned, lock = {run.name for run in runs}, None
     try:
         learners = start_learners(model, runs, features)
-        open_run(output_dir, results.plan, resume, overwrite)
+        lock = open_run(output_dir, results.plan, resume, overwrite)
         loop = Loop(model, learners, features, output_dir / CHECKPOINTS, results)
         if resume:
             loop.resume()
@@ -81,3 +82,5 @@ def sweep(
     finally:
         for name in unlearned & model.tasks.keys():
             model.remove_task(name)
+        if lock is not None:
+            os.close(lock)

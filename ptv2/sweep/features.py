@@ -7,9 +7,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..batches import token_counts
 from ..tasks import Task
 from ..tasks.task import Feature
-from ..trainer import token_counts
 from .runs import Run
 
 

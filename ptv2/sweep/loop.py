@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,6 +16,7 @@ from ..model import PromptModel
 from ..outputs import MixedTaskOutput
 from ..tasks.collate import mix
 from ..tasks.task import Feature, decode_all
+from ..training import prepare_module
 from .features import Features
 from .learner import Learner
 from .results import Results
@@ -51,13 +51,14 @@ class Loop:
         self.validation = {run.name: features[run.name][1] for run in runs}
         self.checkpoints = checkpoints
         self.results = results
-        self.precision = runs[0].train.precision
-        self.backbone_dropout = runs[0].train.backbone_dropout
+        self.config = runs[0].train
+        self.module = prepare_module(model, runs[0].name, self.config)
 
     def run(self) -> None:
         """Train until every run is done; each is saved when it is."""
         start = time.perf_counter()
         total = max(learner.steps for learner in self.learners)
+        every = self.config.save_steps
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("", total=total)
             while going := [learner for learner in self.learners if learner.going]:
@@ -72,12 +73,12 @@ class Loop:
                     if not learner.going:
                         learner.take_best()
                         self.results.save(learner, time.perf_counter() - start)
-                if ended:
+                if ended or (every and (step + 1) % every == 0):
                     self._save_state()
 
     def _step(self, learners: Sequence[Learner]) -> None:
         self.model.train()
-        self.model.backbone.train(self.backbone_dropout)
+        self.module.train()  # the backbone, by the settings of dropout and checkpointing
         batches = {
             name: features
             for learner in learners
@@ -86,7 +87,7 @@ class Loop:
         losses = self._forward(batches).losses
         assert losses is not None
         of_all = torch.stack(list(losses.values()))
-        of_all.sum().backward()  # type: ignore[no-untyped-call]
+        of_all.sum().backward()
         for learner in learners:
             learner.update()
         values = dict(zip(losses, of_all.tolist(), strict=True))  # waits for a GPU
@@ -99,7 +100,7 @@ class Loop:
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in mix(self.tasks, batches).items()
         }
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output = self.model(**batch)
         assert isinstance(output, MixedTaskOutput)
         return output
@@ -122,12 +123,12 @@ class Loop:
             output = self._forward(features)
             assert output.losses is not None
             assert output.logits is not None
-            rows = iter(output.logits)
+            rows = iter([row.float().cpu() for row in output.logits if row is not None])
             for name, own in places.items():
                 losses[name] += float(output.losses[name]) * len(own)
                 for place, feature in zip(own, features[name], strict=True):
                     count = len(self.tasks[name].sequences(feature))
-                    logits[name][place] = [row.float().cpu() for row in islice(rows, count)]
+                    logits[name][place] = list(islice(rows, count))
         return {
             name: {"loss": losses[name] / len(found), **self._score(name, found)}
             for name, found in logits.items()

@@ -126,7 +126,8 @@ class Results:
 def _best_epoch(learner: Learner, run: Run) -> dict[str, Any] | None:
     if learner.best is None:
         return None
-    return learner.history[run.name][learner.best["epoch"] - 1]
+    epoch: int = learner.best["epoch"]
+    return learner.history[run.name][epoch - 1]
 
 
 def _best_of(rows: Sequence[Mapping[str, Any]], data: int) -> str | None:

@@ -13,7 +13,8 @@ from datasets import Dataset
 from ..config import PromptConfig, check_task_name
 from ..model import PromptModel
 from ..tasks import Task
-from ..training import CHECKPOINTS, TrainConfig
+from ..train_config import TrainConfig
+from ..training import CHECKPOINTS
 
 BEST = "best"
 _RESERVED = (BEST, CHECKPOINTS)
@@ -133,7 +134,7 @@ def check_runs(model: PromptModel, runs: Sequence[Run]) -> None:
                 f"{CHECKPOINTS} and the model's tasks, got {run.name!r}"
             )
         _check_run(run)
-    for setting in ("precision", "backbone_dropout"):
+    for setting in ("precision", "backbone_dropout", "checkpointing", "save_steps"):
         _require_one(setting, {run.name: getattr(run.train, setting) for run in runs})
     for group in groups_of(runs):
         for f in fields(TrainConfig):
@@ -150,6 +151,8 @@ def _check_run(run: Run) -> None:
         )
     if run.train.precision == "fp16":
         raise ValueError("precision: a sweep scales no losses, expected fp32 or bf16, got fp16")
+    if run.train.compile:
+        raise ValueError("compile: a sweep's forward is not compiled, expected False, got True")
     if run.train.scheduler == "reduce_lr_on_plateau":
         raise ValueError(
             "scheduler: expected one by the number of steps, got 'reduce_lr_on_plateau'"

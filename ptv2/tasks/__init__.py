@@ -6,6 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .collate import Collator
 from .data import load_data
+from .feature_extraction import FeatureExtraction
+from .multiple_choice import MultipleChoice
+from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
 from .task import Task
 from .token_classification import TokenClassification
@@ -13,6 +16,9 @@ from .token_classification import TokenClassification
 __all__ = [
     "TASKS",
     "Collator",
+    "FeatureExtraction",
+    "MultipleChoice",
+    "QuestionAnswering",
     "SequenceClassification",
     "Task",
     "TokenClassification",
@@ -21,7 +27,14 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {
-    task.kind: task for task in (SequenceClassification, TokenClassification)
+    task.kind: task
+    for task in (
+        SequenceClassification,
+        TokenClassification,
+        QuestionAnswering,
+        MultipleChoice,
+        FeatureExtraction,
+    )
 }
 
 

@@ -31,12 +31,19 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """The name in `PromptConfig.task`."""
-    best_metric: ClassVar[str]
-    """The score that says which epoch was best; more is better."""
+    metric: ClassVar[str]
+    """The score of this kind of task that says which epoch was best; more is better."""
     label_columns: ClassVar[tuple[str, ...]] = ("labels",)
     """The columns of labelled features that the loss takes."""
     token_labels: ClassVar[bool] = False
     """Whether a label column has an entry a token."""
+    prompt_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields, set from the data, that a prompt's configuration keeps for later."""
+
+    @property
+    def best_metric(self) -> str:
+        """The score that says which epoch was best."""
+        return self.metric
 
     def settings(self) -> dict[str, Any]:
         """What the task does beside its tokenizer, as JSON holds it."""

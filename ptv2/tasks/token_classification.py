@@ -33,7 +33,7 @@ class TokenClassification(Task):
     tags_column: str = "tags"
 
     kind: ClassVar[str] = "token-classification"
-    best_metric: ClassVar[str] = "f1"
+    metric: ClassVar[str] = "f1"
     token_labels: ClassVar[bool] = True
 
     def fit_labels(self, *parts: Dataset) -> Self:

@@ -30,12 +30,7 @@ def encode(
         ValueError: no room for more than special tokens, or a Python tokenizer, which cannot say
             what it cut.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"tokenizer: expected one backed by the tokenizers library, "
-            f"got {type(tokenizer).__name__}"
-        )
-    limit = tokenizer.model_max_length if max_length is None else max_length
+    limit = token_limit(tokenizer, max_length)
     least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
     if limit < least:
         raise ValueError(f"max_length: expected at least {least} tokens, got {limit}")
@@ -57,6 +52,20 @@ def encode(
     if cut:
         logger.warning("%d of %d examples were cut to %d tokens", cut, len(texts), limit)
     return features, encodings
+
+
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
+    """The longest input in tokens.
+
+    Raises:
+        ValueError: a Python tokenizer, which knows no offsets and cannot say what it cut.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer: expected one backed by the tokenizers library, "
+            f"got {type(tokenizer).__name__}"
+        )
+    return tokenizer.model_max_length if max_length is None else max_length
 
 
 def progress(steps: Sequence[int], description: str) -> Iterable[int]:

@@ -1,0 +1,105 @@
+"""Multiple choice: which of several continuations or answers is right."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from sklearn.metrics import accuracy_score
+from torch import Tensor
+
+from .data import check_columns
+from .task import Answer, Feature, Task
+from .tokens import encode
+
+
+@dataclass(frozen=True)
+class MultipleChoice(Task):
+    """Questions with a list of choices each; every choice is read with its question.
+
+    Args:
+        question_column, choices_column: where the data keeps the question and the list.
+        label_column: where it keeps the right choice, counted from 0.
+    """
+
+    question_column: str = "question"
+    choices_column: str = "choices"
+    label_column: str = "label"
+
+    kind: ClassVar[str] = "multiple-choice"
+    metric: ClassVar[str] = "accuracy"
+
+    def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
+        """A feature a question, whose model inputs are lists with an entry a choice."""
+        columns = {"question_column": self.question_column, "choices_column": self.choices_column}
+        check_columns(data, **columns)
+        questions, choices = (data[column] for column in columns.values())
+        features = self._encode(list(questions), list(choices))
+        if labelled:
+            features["labels"] = self.references(data)
+        return Dataset.from_dict(features)
+
+    def prepare_inputs(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> Dataset:
+        """Features of (question, choices) pairs."""
+        if any(isinstance(pair, str) or len(pair) != 2 for pair in inputs):
+            raise ValueError("inputs: expected pairs of a question and its choices")
+        questions, choices = zip(*inputs, strict=True)
+        return Dataset.from_dict(self._encode(questions, choices))
+
+    def _encode(
+        self, questions: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> dict[str, list[Any]]:
+        count = _count(choices[0], 0, None)
+        for place, row in enumerate(choices):
+            _count(row, place, count)
+        first = [str(question) for question in questions for _ in range(count)]
+        second = [str(choice) for row in choices for choice in row]
+        flat, _ = encode(self.tokenizer, self.max_length, first, second)
+        starts = range(0, len(first), count)
+        nested = {name: [x[i : i + count] for i in starts] for name, x in flat.items()}
+        return nested | {
+            "choices": [list(row) for row in choices],
+            "example": list(range(len(questions))),
+        }
+
+    def sequences(self, feature: Feature) -> list[Feature]:
+        """The model inputs of each choice."""
+        names = [name for name in self.tokenizer.model_input_names if name in feature]
+        rows = zip(*(feature[name] for name in names), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
+        """Logits (1,) of each choice -> "choice", its "text" and its probability, "score"."""
+        score, choice = torch.cat(list(logits)).float().softmax(0).max(0)
+        text = features[0]["choices"][int(choice)]
+        return {"choice": int(choice), "text": text, "score": round(float(score), 4)}
+
+    def references(self, data: Dataset) -> list[Any]:
+        check_columns(data, label_column=self.label_column, choices_column=self.choices_column)
+        labels = list(data[self.label_column])
+        for place, (label, row) in enumerate(zip(labels, data[self.choices_column], strict=True)):
+            if type(label) is not int or not 0 <= label < len(row):
+                raise ValueError(
+                    f"label_column: expected the number of one of the {len(row)} choices of "
+                    f"example {place}, counted from 0, got {label!r}"
+                )
+        return labels
+
+    def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
+        given = [answer["choice"] for answer in answers]
+        return {"accuracy": float(accuracy_score(references, given))}
+
+    def majority(self, references: Sequence[Any]) -> dict[str, float]:
+        ((commonest, _),) = Counter(references).most_common(1)
+        return self.score([{"choice": commonest}] * len(references), references)
+
+
+def _count(choices: Any, place: int, expected: int | None) -> int:
+    """How many choices a question has, checked."""
+    found = len(choices) if isinstance(choices, list | tuple) else None
+    if found is None or found < 2 or found != (expected or found):
+        wanted = f"{expected} as before" if expected else "a list of at least 2"
+        raise ValueError(f"choices_column: expected {wanted}, got {choices!r} in example {place}")
+    return found
