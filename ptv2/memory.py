@@ -66,7 +66,7 @@ def step_memory(
             for name, x in batch.items()
         }
         cast = torch.autocast(device.type, autocast) if autocast else nullcontext()
-        with _Allocations(*weights, *tree_leaves(inputs)) as allocations:
+        with Allocations(*weights, *tree_leaves(inputs)) as allocations:
             with cast:
                 loss = module(**inputs).loss
             saved = allocations.alive
@@ -177,7 +177,7 @@ def largest(fits: Callable[[int], bool]) -> int:
     return low
 
 
-class _Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):
     """Adds up the memory of every tensor that an operator makes, while it lives.
 
     Args:

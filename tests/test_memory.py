@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptv2 import PromptConfig, PromptModel
-from ptv2.memory import StepMemory, _Allocations, largest, parse_bytes, plan, step_memory
+from ptv2.memory import Allocations, StepMemory, largest, parse_bytes, plan, step_memory
 from ptv2.predictor import Predictor
 from ptv2.tasks import Collator, SequenceClassification, Task
 from ptv2.train_config import TrainConfig
@@ -60,7 +60,7 @@ def real(predictor: Predictor, packing: bool) -> tuple[int, int]:
         return x
 
     given = (*module.parameters(), *module.buffers(), *batch.values())
-    with _Allocations(*given) as allocations:
+    with Allocations(*given) as allocations:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = module(**batch).loss
         size = sum(x.untyped_storage().nbytes() for key, x in saved.items() if key not in own)

@@ -72,6 +72,55 @@ def test_a_run(encoder: Path, tmp_path: Path, kind: str, columns: dict[str, str]
     assert again == scores
 
 
+def numbered(count: int, seed: int) -> Dataset:
+    """Texts with a number, with several labels, and with two choices."""
+    rows = examples(count, seed)
+    for row in rows:
+        good = row["label"] == "good"
+        row["number"] = len(row["tokens"]) / 4 + good
+        row["several"] = [row["label"]] * (len(row["tokens"]) > 5) + ["city"] * good
+        row["question"], row["choices"] = row["text"], ["great", "dull"]
+        row["right"] = 0 if good else 1
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "columns", "score"),
+    [
+        ("sequence-classification", {"label_column": "number"}, "pearson"),
+        ("sequence-classification", {"label_column": "several"}, "micro_f1"),
+        ("multiple-choice", {"label_column": "right"}, "accuracy"),
+    ],
+    ids=["number", "several labels", "choice"],
+)
+def test_a_run_of_other_kinds(
+    encoder: Path, tmp_path: Path, kind: str, columns: dict, score: str, packing: bool
+) -> None:
+    data = numbered(24, 0), numbered(12, 1)
+    predictor = Predictor(PromptModel.from_pretrained(encoder))
+    task = make_task(kind, predictor.tokenizer, **columns).fit_labels(*data)
+    assert task.best_metric == score
+    kept = {name: getattr(task, name) for name in task.prompt_fields}
+    config = PromptConfig.from_dict(
+        {"task": kind, "labels": task.labels, "prompt_length": 4} | kept
+    )
+    predictor.model.add_task("t", config)
+    metrics = train(
+        predictor.model, "t", task, data, tmp_path / "run", replace(CONFIG, packing=packing)
+    )
+    fresh = PromptModel.from_pretrained(encoder)
+    fresh.load_task(tmp_path / "run")
+    again = Predictor(fresh)
+    scores = evaluate(again, "t", again.task("t", **columns), data[1])
+    assert scores[score] == pytest.approx(metrics["best"][score], abs=1e-6)
+    assert scores["majority"][score] == metrics["majority"][score]
+    row = data[1][0]
+    request = (row["question"], row["choices"]) if kind == "multiple-choice" else row["text"]
+    (answer,) = again.predict([("t", request)])
+    assert set(answer) & {"value", "labels", "choice"}
+
+
 def weights(predictor: Predictor) -> dict[str, torch.Tensor]:
     return predictor.model.state_dict()
 

@@ -1,8 +1,9 @@
 """Multiple choice: which of several continuations or answers is right."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from datasets import Dataset
 from sklearn.metrics import accuracy_score
 from torch import Tensor
 
-from .data import check_columns
+from .data import check_columns, example
 from .task import Answer, Feature, Task
 from .tokens import encode
 
@@ -36,7 +37,7 @@ class MultipleChoice(Task):
         columns = {"question_column": self.question_column, "choices_column": self.choices_column}
         check_columns(data, **columns)
         questions, choices = (data[column] for column in columns.values())
-        features = self._encode(list(questions), list(choices))
+        features = self._encode(list(questions), list(choices), partial(example, data))
         if labelled:
             features["labels"] = self.references(data)
         return Dataset.from_dict(features)
@@ -46,14 +47,17 @@ class MultipleChoice(Task):
         if any(isinstance(pair, str) or len(pair) != 2 for pair in inputs):
             raise ValueError("inputs: expected pairs of a question and its choices")
         questions, choices = zip(*inputs, strict=True)
-        return Dataset.from_dict(self._encode(questions, choices))
+        return Dataset.from_dict(self._encode(questions, choices, "example {}".format))
 
     def _encode(
-        self, questions: Sequence[str], choices: Sequence[Sequence[str]]
+        self,
+        questions: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        where: Callable[[int], str],
     ) -> dict[str, list[Any]]:
-        count = _count(choices[0], 0, None)
+        count = _count(choices[0], where(0), None)
         for place, row in enumerate(choices):
-            _count(row, place, count)
+            _count(row, where(place), count)
         first = [str(question) for question in questions for _ in range(count)]
         second = [str(choice) for row in choices for choice in row]
         flat, _ = encode(self.tokenizer, self.max_length, first, second)
@@ -83,7 +87,7 @@ class MultipleChoice(Task):
             if type(label) is not int or not 0 <= label < len(row):
                 raise ValueError(
                     f"label_column: expected the number of one of the {len(row)} choices of "
-                    f"example {place}, counted from 0, got {label!r}"
+                    f"{example(data, place)}, counted from 0, got {label!r}"
                 )
         return labels
 
@@ -96,10 +100,10 @@ class MultipleChoice(Task):
         return self.score([{"choice": commonest}] * len(references), references)
 
 
-def _count(choices: Any, place: int, expected: int | None) -> int:
+def _count(choices: Any, where: str, expected: int | None) -> int:
     """How many choices a question has, checked."""
     found = len(choices) if isinstance(choices, list | tuple) else None
     if found is None or found < 2 or found != (expected or found):
         wanted = f"{expected} as before" if expected else "a list of at least 2"
-        raise ValueError(f"choices_column: expected {wanted}, got {choices!r} in example {place}")
+        raise ValueError(f"choices_column: expected {wanted}, got {choices!r} in {where}")
     return found

@@ -14,7 +14,7 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from . import squad
-from .data import check_columns
+from .data import check_columns, example
 from .task import Answer, Feature, Task
 from .tokens import CHUNK, progress, token_limit
 
@@ -124,15 +124,15 @@ class QuestionAnswering(Task):
         for place, (answers, context) in enumerate(
             zip(data[self.answers_column], contexts, strict=True)
         ):
-            texts, starts = _texts(answers, place), answers["answer_start"]
+            texts, starts = _texts(answers, example(data, place)), answers["answer_start"]
             if not texts:
                 spans.append(None)
                 continue
             start, end = starts[0], starts[0] + len(texts[0])
             if not texts[0] or context[start:end] != texts[0]:
                 raise ValueError(
-                    f"answers_column: expected the answer {texts[0]!r} of example {place} at "
-                    f"character {start} of its context, got {context[start:end]!r}"
+                    f"answers_column: expected the answer {texts[0]!r} of {example(data, place)} "
+                    f"at character {start} of its context, got {context[start:end]!r}"
                 )
             spans.append((start, end))
         return spans
@@ -187,7 +187,10 @@ class QuestionAnswering(Task):
     def references(self, data: Dataset) -> list[Any]:
         """The texts of the right answers; none where there is no answer."""
         check_columns(data, answers_column=self.answers_column)
-        return [_texts(answers, i) for i, answers in enumerate(data[self.answers_column])]
+        return [
+            _texts(answers, example(data, place))
+            for place, answers in enumerate(data[self.answers_column])
+        ]
 
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
         """Exact match and F1 as SQuAD's scripts define them."""
@@ -221,17 +224,17 @@ def _token_span(offsets: NDArray[Any], span: tuple[int, int] | None) -> tuple[in
     return int(inside[first]), int(inside[max(first, last)])
 
 
-def _texts(answers: Any, place: int) -> list[str]:
+def _texts(answers: Any, where: str) -> list[str]:
     try:
         texts, starts = list(answers["text"]), list(answers["answer_start"])
     except (KeyError, TypeError):
         raise ValueError(
             f'answers_column: expected {{"text": [...], "answer_start": [...]}}, '
-            f"got {answers!r} in example {place}"
+            f"got {answers!r} in {where}"
         ) from None
     if len(texts) != len(starts):
         raise ValueError(
             f"answers_column: expected one answer_start a text, got {len(starts)} and "
-            f"{len(texts)} in example {place}"
+            f"{len(texts)} in {where}"
         )
     return texts

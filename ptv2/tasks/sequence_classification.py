@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-from .data import check_columns, label_ids, label_names
+from .data import check_columns, example, label_ids, label_names
 from .task import Answer, Feature, Task
 from .tokens import encode
 
@@ -79,20 +80,20 @@ class SequenceClassification(Task):
     def _targets(self, data: Dataset) -> list[Any]:
         """What the loss takes: label ids, numbers, or a 0 or 1 for every label."""
         check_columns(data, label_column=self.label_column)
-        values, feature = data[self.label_column], data.features[self.label_column]
+        column, where = self.label_column, partial(example, data)
+        values, feature = data[column], data.features[column]
         if self.regression:
-            return [_number(value, place, self.label_column) for place, value in enumerate(values)]
+            return [_number(value, column, where(place)) for place, value in enumerate(values)]
         if not self.multi_label:
-            return label_ids(values, self.labels, self.label_column, feature)
+            return label_ids(values, self.labels, column, feature, data)
         rows = []
         for place, value in enumerate(values):
             if not isinstance(value, list):
                 raise ValueError(
-                    f"{self.label_column}: expected a list of labels, got {value!r} in example "
-                    f"{place}"
+                    f"{column}: expected a list of labels, got {value!r} in {where(place)}"
                 )
             inner = getattr(feature, "feature", None)
-            ids = set(label_ids(value, self.labels, self.label_column, inner))
+            ids = set(label_ids(value, self.labels, column, inner, data, place))
             rows.append([float(i in ids) for i in range(len(self.labels))])
         return rows
 
@@ -186,9 +187,9 @@ def encode_texts(task: Task, inputs: Sequence[str | tuple[str, str]]) -> dict[st
     return features | {"example": list(range(len(inputs)))}
 
 
-def _number(value: Any, place: int, column: str) -> float:
+def _number(value: Any, column: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise ValueError(f"{column}: expected a finite number in example {place}, got {value!r}")
+        raise ValueError(f"{column}: expected a finite number in {where}, got {value!r}")
     return float(value)
 
 

@@ -1,12 +1,13 @@
 """Reading files, and the messages of what is wrong with them."""
 
+import json
 from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
-from ptv2.tasks.data import label_ids, label_names
+from ptv2.tasks.data import SOURCE, label_ids, label_names
 from tests.encoder import examples, write_csv, write_jsonl
 
 
@@ -14,14 +15,16 @@ def test_jsonl_and_csv_hold_the_same(tmp_path: Path) -> None:
     rows = examples(5)
     jsonl = load_data(write_jsonl(tmp_path / "a.jsonl", rows))
     delimited = load_data(write_csv(tmp_path / "a.csv", rows))
-    assert jsonl.to_list() == rows
+    assert jsonl.remove_columns(SOURCE).to_list() == rows
+    assert jsonl[SOURCE][1] == "line 2 of a.jsonl"
+    assert delimited[SOURCE][1] == "line 3 of a.csv"
     assert delimited["text"][:] == jsonl["text"][:]
     assert [row.split() for row in delimited["tokens"]] == [row["tokens"] for row in rows]
 
 
 def test_csv_keeps_words_that_look_like_missing_values(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nNA,none\nnull,nan\n")
-    assert load_data(tmp_path / "a.csv").to_list() == [
+    assert load_data(tmp_path / "a.csv").remove_columns(SOURCE).to_list() == [
         {"text": "NA", "label": "none"},
         {"text": "null", "label": "nan"},
     ]
@@ -49,21 +52,77 @@ def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
         ("a.csv", "a,a\n1,2\n", r"a\.csv: expected distinct columns, got a, a"),
         (
             "a.csv",
-            f"a,b\n1,{'x' * 200_000}\n",
-            r"a\.csv: expected readable UTF-8 text, got field larger",
+            "a,b\n1,\xe9\n",
+            r"a\.csv, line 2: expected UTF-8 text, got 'utf-8' codec.*byte",
         ),
-        ("a.csv", "a,b\n1,\xe9\n", r"a\.csv: expected readable UTF-8 text, got 'utf-8' codec"),
+        ("a.tsv", "a\tb\n\n1\t\xe9\n", r"a\.tsv, line 3: expected UTF-8 text, got 'utf-8'"),
+        ("a.jsonl", '{"a": 1}\n{"a": "\xe9"}\n', r"a\.jsonl, line 2: expected UTF-8 text"),
         (
             "a.jsonl",
-            '{"a": "\xe9"}\n',
-            r"a\.jsonl: expected readable UTF-8 text, got 'utf-8' codec",
+            '{"a": NaN}\n',
+            r"a\.jsonl, line 1: expected a JSON object, got the number NaN",
         ),
+        ("a.jsonl", '{"a": "\x00"}\n', r"a\.jsonl, line 1: expected a JSON object, got Invalid"),
+        ("a.json", "[{}, 1]", r"a\.json, line 1: expected a JSON object, got int"),
+        (
+            "a.csv",
+            "a\tb\n1\t2\n",
+            r"a\.csv, line 1: expected commas between the columns, got '\\t'",
+        ),
+        ("a.csv", "a;b\n1;2\n", r"a\.csv, line 1: expected commas between the columns, got ';'"),
+        ("a.csv", 'a,b\n1,2\n"x,3\n', r"a\.csv, line 3: expected readable cells, got unexpected"),
+        ("a.csv", 'a,b\n"x\ny",2\n1\n', r"a\.csv, line 4: expected 2 cells, got 1"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         load_data(tmp_path / name)
+
+
+def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
+    """U+0085 and U+2028 are text, as in tweets; so are carriage returns within cells."""
+    odd = "a\u0085b\u2028c\x0bd\x1ce"
+    rows = [{"text": odd, "label": "x"}, {"text": "y", "label": odd}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(lines.encode())
+    (tmp_path / "a.tsv").write_bytes(f"text\tlabel\r\n{odd}\tx\r\ny\t{odd}\r\n".encode())
+    (tmp_path / "a.csv").write_bytes(f"text,label\r\n{odd},x\r\n\r\ny,{odd}\r\n".encode())
+    for name, second in (("a.jsonl", 2), ("a.tsv", 3), ("a.csv", 4)):
+        data = load_data(tmp_path / name)
+        assert data.remove_columns(SOURCE).to_list() == rows
+        assert data[SOURCE][1] == f"line {second} of {name}"
+
+
+def test_quotes_newlines_and_commas_in_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,b\n"x, ""y""\nz",1\n\'t,2\n')
+    assert load_data(tmp_path / "a.csv").to_list() == [
+        {"a": 'x, "y"\nz', "b": "1", SOURCE: "line 2 of a.csv"},
+        {"a": "'t", "b": "2", SOURCE: "line 4 of a.csv"},
+    ]
+    (tmp_path / "a.tsv").write_text('a\tb\n"x\t1\ny "z\t2\n')  # as in GLUE
+    assert load_data(tmp_path / "a.tsv")["a"][:] == ['"x', 'y "z']
+
+
+def test_long_cells_byte_order_marks_and_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"a,b\n1,{'x' * 200_000}\n", encoding="utf-8-sig")
+    assert len(load_data(tmp_path / "a.csv")["b"][0]) == 200_000
+    (tmp_path / "a.json").write_text('\ufeff [\n{"a": 1},\n{"a": 2}]\n')
+    assert load_data(tmp_path / "a.json")["a"][:] == [1, 2]
+    (tmp_path / "b.json").write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert load_data(tmp_path / "b.json")[SOURCE][1] == "line 3 of b.json"
+
+
+def test_messages_name_the_line_also_after_shuffling(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": None, "label": "z"}, {"text": "b", "label": "y"}]
+    data = load_data(write_jsonl(tmp_path / "a.jsonl", rows)).select([2, 1, 0])
+    task = SequenceClassification(None, ("x", "y"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"text_column: example 1 \(line 2 of a\.jsonl\) has no"):
+        task.prepare(data)
+    with pytest.raises(ValueError, match=r"x, y, got 'z' in example 1 \(line 2 of a\.jsonl\)"):
+        task.references(data)
+    with pytest.raises(ValueError, match=r"the data's columns, text, label, got 'c'"):
+        SequenceClassification(None, label_column="c").fit_labels(data)  # type: ignore[arg-type]
 
 
 def test_missing_file(tmp_path: Path) -> None:

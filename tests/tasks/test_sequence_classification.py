@@ -85,3 +85,57 @@ def test_answers_and_scores(tokenizer: PreTrainedTokenizerBase) -> None:
     }
     assert task.majority(references)["accuracy"] == 0.75
     assert task.references(Dataset.from_dict({"label": ["y", "x"]})) == ["y", "x"]
+
+
+NUMBERS = Dataset.from_dict({"text": ["a", "a film", "dull"], "label": [0.5, 2.0, -1.0]})
+SETS = Dataset.from_dict({"text": ["a", "film", "in"], "label": [["y", "x"], [], ["x"]]})
+
+
+def test_numbers_are_a_regression(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = SequenceClassification(tokenizer).fit_labels(NUMBERS)
+    assert (task.labels, task.best_metric, task.regression) == (("label",), "pearson", True)
+    batch = Collator(task)(list(task.prepare(NUMBERS)))
+    assert batch["labels"].tolist() == [0.5, 2.0, -1.0]
+    assert batch["labels"].dtype == torch.float32
+    assert task.decode([torch.tensor([1.25])], [{}]) == {"value": 1.25}
+    given = [{"value": value} for value in (1.0, 4.0, -2.0)]
+    scores = task.score(given, task.references(NUMBERS))
+    assert scores == {"pearson": pytest.approx(1.0), "spearman": 1.0, "mse": (0.25 + 4 + 1) / 3}
+    assert task.majority([1.0, 3.0]) == {"pearson": 0.0, "spearman": 0.0, "mse": 1.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_is_finite(tokenizer: PreTrainedTokenizerBase, value: float) -> None:
+    data = Dataset.from_dict({"text": ["a", "b"], "label": [0.5, value]})
+    task = SequenceClassification(tokenizer).fit_labels(data)
+    with pytest.raises(ValueError, match="label: expected a finite number in example 1, got"):
+        task.prepare(data)
+
+
+def test_lists_are_several_labels(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = SequenceClassification(tokenizer).fit_labels(SETS)
+    assert (task.labels, task.best_metric, task.multi_label) == (("x", "y"), "micro_f1", True)
+    batch = Collator(task)(list(task.prepare(SETS)))
+    assert batch["labels"].tolist() == [[1, 1], [0, 0], [1, 0]]
+    answer = task.decode([torch.tensor([0.0, 2.0])], [{}])
+    assert answer == {"labels": ["y"], "scores": {"x": 0.5, "y": 0.8808}}
+    references = task.references(SETS)
+    assert references == [["x", "y"], [], ["x"]]
+    given = [{"labels": labels} for labels in (["x"], ["y"], ["x"])]
+    scores = task.score(given, references)
+    assert scores["accuracy"] == pytest.approx(1 / 3)
+    assert scores["micro_f1"] == pytest.approx(2 / 3)  # 2 right of 3 given and 3 wanted
+    assert scores["macro_f1"] == pytest.approx(0.5)
+    assert task.majority([["x"], ["x"], []])["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_odd_labels(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = SequenceClassification(tokenizer).fit_labels(SETS)
+    other = Dataset.from_dict({"text": ["a"], "label": ["x"]})
+    with pytest.raises(ValueError, match="label: expected a list of labels, got 'x' in example 0"):
+        task.prepare(other)
+    unknown = Dataset.from_dict({"text": ["a"], "label": [["z"]]})
+    with pytest.raises(ValueError, match="label: expected one of the task's labels, x, y, got"):
+        task.prepare(unknown)
+    with pytest.raises(ValueError, match="label_column: expected at least two labels, got"):
+        SequenceClassification(tokenizer).fit_labels(Dataset.from_dict({"label": [1, 1]}))

