@@ -149,6 +149,10 @@ def _check_run(run: Run) -> None:
             f"prompt: expected {run.task.kind} with the labels {run.task.labels} for "
             f"{run.name!r}, got {run.prompt.task} with {run.prompt.labels}"
         )
+    for name in run.task.prompt_fields:
+        expected, got = getattr(run.task, name), getattr(run.prompt, name)
+        if got != expected:
+            raise ValueError(f"prompt: expected {name} {expected} for {run.name!r}, got {got}")
     if run.train.precision == "fp16":
         raise ValueError("precision: a sweep scales no losses, expected fp32 or bf16, got fp16")
     if run.train.compile:
