@@ -1,13 +1,16 @@
-"""Prompts beside full fine-tuning of the same encoder: same data, features, head and Trainer.
+"""Prompts beside full fine-tuning and PEFT's prefix tuning of the same encoder.
 
     python benchmarks/bench_quality.py --data DATA --output benchmarks/results/quality.json
 
-`DATA` has a folder for each data set, with `train.jsonl` and `dev.jsonl`; scores are those of the
-best epoch on dev, for both methods. A finished run is written at once; the same command goes on
-with the runs that are missing.
+Same data, features and Trainer. `DATA` has a folder for each data set, with `train.jsonl` and
+`dev.jsonl`; scores are those of the best epoch on dev, for all methods. A finished run is written
+at once; the same command goes on with the runs that are missing. PEFT (`pip install peft`) gets
+its own heads, as its users have them, as many epochs as the prompt, and the best learning rate and
+length of a small search: first `--search`, on a part of the data, then the runs.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -21,13 +24,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, set_seed
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    set_seed,
+)
+from transformers.utils import ModelOutput
 
 from ptv2 import PromptConfig, PromptModel
 from ptv2.demo import encoder_directory
 from ptv2.heads import Head
 from ptv2.layout import Padded
+from ptv2.outputs import task_output
 from ptv2.tasks import Task, load_data, make_task
 from ptv2.train_config import TrainConfig
 from ptv2.training import environment, fit, write_json
@@ -45,16 +57,30 @@ class Problem:
     prompt_length: int = PromptConfig.prompt_length
 
 
+CLASSES, TAGS = "sequence-classification", "token-classification"
 PROBLEMS = {
-    "sst2": Problem("sst2", "sequence-classification", {"prompt": 8, "fine-tuning": 3}),
-    "trec": Problem("trec", "sequence-classification", {"prompt": 8, "fine-tuning": 3}),
-    "snips-intent": Problem("snips", "sequence-classification", {"prompt": 4, "fine-tuning": 2}),
-    "snips-slots": Problem("snips", "token-classification", {"prompt": 12, "fine-tuning": 3}, 128),
+    "sst2": Problem("sst2", CLASSES, {"prompt": 8, "fine-tuning": 3}),
+    "trec": Problem("trec", CLASSES, {"prompt": 8, "fine-tuning": 3}),
+    "banking77": Problem("banking77", CLASSES, {"prompt": 10, "fine-tuning": 5}),
+    "snips-intent": Problem("snips", CLASSES, {"prompt": 4, "fine-tuning": 2}),
+    "snips-slots": Problem("snips", TAGS, {"prompt": 12, "fine-tuning": 3}, 128),
+    "wnut17": Problem("wnut17", TAGS, {"prompt": 12, "fine-tuning": 4}, 64),
+    "squadshifts": Problem(
+        "squadshifts_wiki", "question-answering", {"prompt": 6, "fine-tuning": 3}, 64
+    ),
+    "codah": Problem("codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}),
 }
+SEARCH = {"learning_rate": (3e-3, 1e-2, 3e-2), "prompt_length": (16, 64)}
+"""What is tried for PEFT."""
+SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 4
+MAX_LENGTH = 384
+"""Of the windows of question answering, as usual; nothing else is that long."""
 
 
 class FineTuned(nn.Module):
     """The stock encoder, all of it trained, under the head that a prompt has."""
+
+    accepts_loss_kwargs = False  # the Trainer would add an argument of its own
 
     def __init__(self, backbone: PreTrainedModel, config: PromptConfig) -> None:
         super().__init__()
@@ -63,18 +89,41 @@ class FineTuned(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        encoded = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        )
-        layout = Padded(attention_mask)
-        logits = self.head(encoded.last_hidden_state, layout)
-        loss = None if labels is None else self.head.loss(logits, labels, layout)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> ModelOutput:
+        choices = None
+        if self.head.config.task == "multiple-choice":
+            choices = inputs["input_ids"].shape[1]
+            inputs = {name: x.flatten(0, 1) for name, x in inputs.items()}
+        if start_positions is not None:
+            labels = torch.stack((start_positions, end_positions), 1)
+        encoded = self.backbone(**inputs)
+        layout = Padded(inputs["attention_mask"])
+        return task_output(self.head.config, self.head, encoded, layout, labels, choices)
+
+
+class Prefixed(nn.Module):
+    """A model of PEFT, whose checkpoints are then those of any module: what is trained."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> ModelOutput:
+        return self.model(**inputs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        trained = {name for name, x in self.named_parameters() if x.requires_grad}
+        state = super().state_dict(*args, **kwargs)
+        return {name: x for name, x in state.items() if name in trained}
+
+    def load_state_dict(self, state: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+        return super().load_state_dict(state, strict=False)
 
 
 def prompted(task: Task, config: PromptConfig) -> nn.Module:
@@ -90,24 +139,67 @@ def fine_tuned(task: Task, config: PromptConfig) -> nn.Module:
     return FineTuned(backbone, config)
 
 
+def prefixed(task: Task, config: PromptConfig) -> nn.Module:
+    kinds = {
+        CLASSES: (AutoModelForSequenceClassification, "SEQ_CLS"),
+        TAGS: (AutoModelForTokenClassification, "TOKEN_CLS"),
+        "question-answering": (AutoModelForQuestionAnswering, "QUESTION_ANS"),
+    }
+    if task.kind not in kinds:
+        raise NotImplementedError(
+            f"PEFT has no task type for {task.kind} and fails with a KeyError"
+        )
+    from peft import PrefixTuningConfig, get_peft_model
+
+    model_class, task_type = kinds[task.kind]
+    labels = {"num_labels": len(task.labels)} if task.labels else {}
+    model = model_class.from_pretrained(encoder_directory(), **labels)
+    prefix = PrefixTuningConfig(task_type=task_type, num_virtual_tokens=config.prompt_length)
+    return Prefixed(get_peft_model(model, prefix))
+
+
 METHODS: dict[str, tuple[Method, TrainConfig]] = {
     "prompt": (prompted, TrainConfig()),
-    "fine-tuning": (
-        fine_tuned,
-        TrainConfig(learning_rate=1e-4, head_learning_rate=None, weight_decay=0.01),
-    ),
+    "fine-tuning": (fine_tuned, TrainConfig(learning_rate=1e-4, weight_decay=0.01)),
+    "peft": (prefixed, TrainConfig()),
 }
 
 
-def run(name: str, method: str, seed: int, data: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Train once and return the scores and what they depend on."""
+def search(name: str, data: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """PEFT's scores with every setting of the search, on seed 0 and a part of the data."""
+    found = []
+    for values in itertools.product(*SEARCH.values()):
+        setting = dict(zip(SEARCH, values, strict=True))
+        wanted = {"epochs": SEARCH_EPOCHS} | changes | setting
+        result = run(name, "peft", 0, data, wanted, SEARCH_EXAMPLES)
+        found.append({**setting, "score": result["score"]})
+        print(name, "search", found[-1], flush=True)
+    return found
+
+
+def run(
+    name: str,
+    method: str,
+    seed: int,
+    data: Path,
+    changes: dict[str, Any],
+    examples: int | None = None,
+) -> dict[str, Any]:
+    """Train once and return the scores and what they depend on.
+
+    Args:
+        examples: of the training data, drawn at random; None: all.
+    """
     problem = PROBLEMS[name]
     build, config = METHODS[method]
-    config = replace(config, epochs=problem.epochs[method], seed=seed)
+    epochs = problem.epochs.get(method, problem.epochs["prompt"])
+    config = replace(config, epochs=epochs, seed=seed)
     config = replace(config, **{k: v for k, v in changes.items() if hasattr(config, k)})
     parts = [load_data(data / problem.folder / f"{part}.jsonl") for part in ("train", "dev")]
+    if examples is not None and examples < len(parts[0]):
+        parts[0] = parts[0].shuffle(seed=0).select(range(examples))
     tokenizer = AutoTokenizer.from_pretrained(encoder_directory())
-    task = make_task(problem.kind, tokenizer).fit_labels(*parts)
+    task = make_task(problem.kind, tokenizer, max_length=MAX_LENGTH).fit_labels(*parts)
     prompt = PromptConfig.from_dict(
         {"task": problem.kind, "labels": task.labels, "prompt_length": problem.prompt_length}
         | {k: v for k, v in changes.items() if not hasattr(config, k)}
@@ -126,10 +218,33 @@ def run(name: str, method: str, seed: int, data: Path, changes: dict[str, Any]) 
         "score": found["best"][task.best_metric],
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "train": asdict(config),
-        "prompt": prompt.to_dict() if method == "prompt" else None,
+        "prompt": prompt.to_dict() if method != "fine-tuning" else None,
         "environment": machine(),
         **found,
     }
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """A bar for the mean score of each method on each task, with a dot for every seed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise SystemExit("--plot: needs matplotlib; pip install matplotlib") from None
+    tasks = list(dict.fromkeys(run["task"] for run in runs))
+    figure, axes = pyplot.subplots(figsize=(1.6 * len(tasks) + 2, 4), layout="constrained")
+    for place, method in enumerate(METHODS):
+        scores = [
+            [r["score"] for r in runs if (r["task"], r["method"]) == (task, method)]
+            for task in tasks
+        ]
+        at = [i + 0.27 * (place - 1) for i in range(len(tasks))]
+        axes.bar(at, [mean(x) if x else 0 for x in scores], 0.25, label=method, alpha=0.7)
+        for x, found in zip(at, scores, strict=True):
+            axes.plot([x] * len(found), found, ".k", markersize=4)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("score of the best epoch on dev")
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=150)
 
 
 def machine() -> dict[str, Any]:
@@ -149,6 +264,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells, metric = [], ""
         for method in METHODS:
             found = [r for r in runs if (r["task"], r["method"]) == (name, method)]
+            found = [r for r in found if "score" in r]
             scores = [r["score"] for r in found]
             metric = found[0]["metric"] if found else metric
             spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
@@ -163,6 +279,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--search", action="store_true", help="look for PEFT's settings first")
+    parser.add_argument("--examples", type=int, help="a part of the training data, to try")
+    parser.add_argument("--plot", type=Path, help="draw what --output has, as a .png or .svg")
     parser.add_argument("--set", type=json.loads, default={}, help='settings, {"epochs": 1}')
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
@@ -170,10 +289,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     runs = json.loads(args.output.read_text()) if args.output.exists() else []
+    if args.plot:
+        return plot([r for r in runs if "score" in r], args.plot)
     done = {(r["task"], r["method"], r["seed"]): r for r in runs}
     wanted = [(t, m, seed) for seed in args.seeds for t in args.tasks for m in args.methods]
     for key in done.keys() & set(wanted):
-        stored = (done[key]["prompt"] or {}) | done[key]["train"]
+        stored = (done[key].get("prompt") or {}) | done[key].get("train", {})
         for name, value in args.set.items():
             if stored.get(name, value) != value:
                 parser.error(f"--set: {args.output} has {key} with {name} = {stored[name]!r}")
@@ -181,11 +302,28 @@ def main() -> None:
         if (name, method, seed) in done:
             continue
         print(f"{name}, {method}, seed {seed}", flush=True)
-        runs.append(run(name, method, seed, args.data, args.set))
+        try:
+            runs.append(one(name, method, seed, args, runs))
+        except NotImplementedError as error:
+            runs.append({"task": name, "method": method, "seed": seed, "refused": str(error)})
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, runs)
         print(table(runs), flush=True)
     print(table(runs))
+
+
+def one(
+    name: str, method: str, seed: int, args: argparse.Namespace, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A run; PEFT's with the best settings of a search, which all seeds share."""
+    changes, searched = args.set, None
+    if method == "peft" and args.search:
+        before = [r["search"] for r in runs if r["task"] == name and r.get("search")]
+        searched = before[0] if before else search(name, args.data, args.set)
+        best = max(searched, key=lambda found: found["score"])
+        changes = changes | {setting: best[setting] for setting in SEARCH}
+    found = run(name, method, seed, args.data, changes, args.examples)
+    return found | ({"search": searched} if searched else {})
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def test_an_option_that_nothing_reads(work: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: [], "bad.jsonl: expected at least one example, got an empty file"),
+        (lambda rows: [], "bad.jsonl: expected at least one example, got none"),
         (lambda rows: [rows[0] | {"tags": ["O"]}], "tags_column: expected one tag a word, but ex"),
         (
             lambda rows: [rows[0], {"text": "a"}],

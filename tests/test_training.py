@@ -29,7 +29,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def new(encoder: Path, kind: str = "sequence-classification", **columns: str) -> tuple:
+def new(encoder: Path, kind: str = "sequence-classification", **columns: Any) -> tuple:
     """A predictor with a fresh task "t", and its reader."""
     predictor = Predictor(PromptModel.from_pretrained(encoder))
     task = make_task(kind, predictor.tokenizer, **columns).fit_labels(*DATA)
@@ -140,6 +140,21 @@ def test_packed_training_equals_padded(encoder: Path, tmp_path: Path) -> None:
             assert b == pytest.approx(a, abs=1e-5)
         for name, x in weights(one).items():
             torch.testing.assert_close(weights(other)[name], x, rtol=0, atol=1e-5)
+
+
+def test_training_on_windows(encoder: Path, tmp_path: Path) -> None:
+    """Padded and packed alike, and scored by sentence."""
+    data = DATA[0].select(range(12)), DATA[1].select(range(6))
+    found = []
+    for packing in (False, True):
+        predictor, task = new(encoder, "token-classification", max_length=6, stride=1)
+        assert len(task.prepare(data[0])) > len(data[0])
+        predictor.model.heads["t"].dropout.p = 0.0
+        config = replace(CONFIG, epochs=1, packing=packing, backbone_dropout=False)
+        metrics = train(predictor.model, "t", task, data, tmp_path / str(packing), config)
+        found.append(metrics["history"][0])
+        assert evaluate(predictor, "t", task, data[1])["f1"] == metrics["history"][0]["f1"]
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("packing", [False, True])

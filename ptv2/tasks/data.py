@@ -1,13 +1,13 @@
 """Examples from a file or from a `datasets` name, with their columns and labels checked."""
 
-import csv
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
+
+from .files import FileError, read_file
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SOURCE = "_source"
@@ -20,10 +20,10 @@ def load_data(
     """Read examples.
 
     Args:
-        source: a `.jsonl` file (an object a line) or a `.json` file (that, or a list of objects);
-            a `.csv` file (with a header; cells may be quoted); a `.tsv` file (with a header;
-            quotation marks are text, as in GLUE's files); or what `datasets.load_dataset` takes,
-            as `"name"` or `"name:config"`. Files are in UTF-8.
+        source: a file in UTF-8, or what `datasets.load_dataset` takes, as `"name"` or
+            `"name:config"`. A `.jsonl` file has an object a line; a `.json` file too, or one
+            array of objects. A `.csv` file has a header, commas, and quotes around cells that
+            need them; a `.tsv` file has a header and tabs, and its quotes are text.
         split: the split of a named dataset, if not the default; a file has none.
         default_split: the split of a named dataset if none is asked for.
 
@@ -32,115 +32,52 @@ def load_data(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a split of a file is asked for, or the file is empty or a line cannot be read;
-            the message names file and line.
+        ValueError: a split of a file is asked for, or the file has another suffix, no example or
+            a line that cannot be read; the message names file and line.
     """
     path = Path(source)
-    if path.suffix not in FILE_SUFFIXES:
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        if path.is_file():
+            suffixes = ", ".join(FILE_SUFFIXES)
+            raise ValueError(f"data file {path}: expected one of {suffixes}, got {path.suffix!r}")
         name, _, config = str(source).partition(":")
         return load_dataset(name, config or None, split=split or default_split)
     if split is not None:
         raise ValueError(f"split: file {path} has no splits, expected None, got {split!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data file {path} does not exist")
-    read = _read_delimited if path.suffix in (".csv", ".tsv") else _read_json
-    rows = list(read(path))
-    if not rows:
-        raise ValueError(f"data file {path}: expected at least one example, got an empty file")
-    names = dict.fromkeys(column for _, row in rows for column in row)
-    columns: dict[str, list[Any]] = {name: [row.get(name) for _, row in rows] for name in names}
-    columns[SOURCE] = [f"line {number} of {path.name}" for number, _ in rows]
+    examples = read_file(path)
+    if not examples:
+        raise ValueError(f"data file {path}: expected at least one example, got none")
+    lines, rows = [line for line, _ in examples], [row for _, row in examples]
+    names = dict.fromkeys(column for row in rows for column in row)
+    if SOURCE in names:
+        raise ValueError(
+            f"data file {path}: expected no column named {SOURCE}, which is kept for lines"
+        )
+    columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        return Dataset.from_dict(columns)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"data file {path}: a column mixes types ({error})") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers; only a newline ends one, not U+0085 or U+2028."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"data file {path}, line {number}: expected UTF-8 text, got {error}; "
-                    "is it in another encoding?"
-                ) from None
-            yield number, text
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, example) of a file with an object a line, or with one list of objects."""
-    lines = list(_lines(path))
-    if path.suffix == ".json" and next((t for _, t in lines if t.strip()), "").lstrip()[:1] == "[":
-        rows = _parse("".join(text for _, text in lines), path, 1)
-        numbered = [(1, row) for row in rows]
-    else:
-        numbered = [(n, _parse(text, path, n)) for n, text in lines if text.strip()]
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"data file {path}, line {number}: expected a JSON object, "
-                f"got {type(row).__name__}"
+        return Dataset.from_dict(
+            columns | {SOURCE: [f"line {line} of {path.name}" for line in lines]}
+        )
+    except (TypeError, ValueError, OverflowError) as error:
+        for name, values in columns.items():
+            row = bisect_left(
+                range(len(values)), True, key=lambda row: not _fit(values[: row + 1])
             )
-        yield number, row
+            if row < len(values):
+                message = f"expected a {name!r} of the same type as before, got {error}"
+                raise FileError(path, lines[row], message) from error
+        raise
 
 
-def _parse(text: str, path: Path, number: int) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(
-            f"data file {path}, line {number}: expected a JSON object, got the number {constant}"
-        )
-
+def _fit(values: list[Any]) -> bool:
+    """Whether one column can hold the values."""
     try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"data file {path}, line {number}: expected a JSON object, got {error}"
-        ) from error
-
-
-def _read_delimited(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, example) of a file with a header; the line is that where the example begins."""
-    tabs = path.suffix == ".tsv"
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        texts = (text for _, text in _lines(path))
-        reader = csv.reader(
-            texts,
-            delimiter="\t" if tabs else ",",
-            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-            strict=True,
-        )
-        names = next(reader, [])
-        _check_header(names, path)
-        number = reader.line_num + 1
-        for cells in reader:
-            if cells and len(cells) != len(names):
-                raise ValueError(
-                    f"data file {path}, line {number}: expected {len(names)} cells, "
-                    f"got {len(cells)}"
-                )
-            if cells:
-                yield number, dict(zip(names, cells, strict=True))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            f"data file {path}, line {reader.line_num}: expected readable cells, got {error}"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _check_header(names: list[str], path: Path) -> None:
-    if len(set(names)) < len(names):
-        raise ValueError(f"data file {path}: expected distinct columns, got {', '.join(names)}")
-    if len(names) == 1 and path.suffix == ".csv" and (found := set(names[0]) & set("\t;|")):
-        raise ValueError(
-            f"data file {path}, line 1: expected commas between the columns, got "
-            f"{found.pop()!r} in {names[0]!r}"
-        )
+        Dataset.from_dict({"values": values})
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def example(data: Dataset, place: int) -> str:
@@ -167,6 +104,24 @@ def check_columns(data: Dataset, **columns: str) -> None:
                 raise ValueError(f"{argument}: {example(data, row)} has no {column!r}")
 
 
+def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
+    """Raise a ValueError that names the example unless every label is a name or an integer from 0.
+
+    What data without labels has instead, None, "", -1 or -100, is no label.
+
+    Args:
+        argument: of the labels' column.
+        labels: of each example.
+    """
+    for row, values in enumerate(labels):
+        for value in values:
+            if not (value >= 0 if isinstance(value, int) else isinstance(value, str) and value):
+                raise ValueError(
+                    f"{argument}: expected names or integers from 0 as labels, "
+                    f"got {value!r} in {example(data, row)}"
+                )
+
+
 def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ...]:
     """The sorted label names in `values`; a `ClassLabel` keeps its own names and order."""
     if isinstance(class_label, ClassLabel):
@@ -179,6 +134,8 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
         raise ValueError("labels: expected a label for every example and word, got an empty one")
     if any(isinstance(value, float) for value in distinct):
         raise ValueError("labels: expected names or integers, got floating-point numbers")
+    if any(isinstance(value, int) and value < 0 for value in distinct):
+        raise ValueError("labels: expected names or integers from 0, got a negative one")
     if all(isinstance(value, int) for value in distinct):
         return tuple(str(value) for value in sorted(distinct))
     return tuple(sorted(str(value) for value in distinct))

@@ -2,11 +2,10 @@
 
 import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, ClassVar, Self
 
@@ -15,11 +14,13 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
 
 from ..heads import IGNORED
-from .data import check_columns, example, label_ids, label_names
+from .data import check_columns, check_labels, example, label_ids, label_names
 from .task import Answer, Feature, Task
 from .tokens import CHUNK, progress, token_limit
 
-_CHUNK_TAG = re.compile("O|[BIESLU](-.*)?")
+_CHUNK_TAG = re.compile("O|[BIESLUM](-.*)?")
+
+_WORD = re.compile(r"[^ \t\r\n]+")
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +46,50 @@ class TokenClassification(Task):
     metric: ClassVar[str] = "f1"
     token_labels: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.stride < 0:
+            raise ValueError(f"stride: expected at least 0, got {self.stride}")
+
     def fit_labels(self, *parts: Dataset) -> Self:
-        for part in parts:
-            check_columns(part, tags_column=self.tags_column)
-        tags = [tag for part in parts for row in part[self.tags_column] for tag in _words(row)]
+        tags = [tag for part in parts for row in self._tags(part) for tag in row]
         return replace(self, labels=label_names(tags, self._class_label(parts[0])))
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
-        """A feature a window, with "word_starts": each word's first piece, -1 for a word without
-        one or one that is read in another window."""
-        check_columns(data, tokens_column=self.tokens_column)
-        words = [_words(row) for row in data[self.tokens_column]]
+        """A feature a window, with "word_starts": the first piece of each word that is read there,
+        -1 for a word without a piece. The windows of a sentence share out its words in order."""
+        words = _rows(data, "tokens_column", self.tokens_column)
+        for row, own in enumerate(words):
+            if not all(isinstance(word, str) for word in own):
+                raise ValueError(
+                    f"tokens_column: expected words, got {own!r} in {example(data, row)}"
+                )
         if not labelled:
-            return self.prepare_inputs(words)
-        check_columns(data, tags_column=self.tags_column)
-        tags = [_words(row) for row in data[self.tags_column]]
-        _check_lengths(data, words, tags)
+            return Dataset.from_dict(self._encode(words))
+        ids = self._tag_ids(data)
+        for row, (own, given) in enumerate(zip(words, ids, strict=True)):
+            if len(own) != len(given):
+                raise ValueError(
+                    f"tags_column: expected one tag a word, but {example(data, row)} has "
+                    f"{len(own)} words and {len(given)} tags"
+                )
         features = self._encode(words)
-        features["labels"] = self._align(features, self._tag_ids(data))
+        features["labels"] = _align(features, ids)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> Dataset:
         """Features of lists of words, or of texts, which are split at their spaces."""
+        for row in inputs:
+            if isinstance(row, str):
+                continue
+            if not isinstance(row, list | tuple) or not all(isinstance(word, str) for word in row):
+                raise ValueError(f"inputs: expected texts or lists of words, got {row!r}")
         return Dataset.from_dict(self._encode([_words(row) for row in inputs]))
 
     def _encode(self, words: list[list[str]]) -> dict[str, list[Any]]:
         features: dict[str, list[Any]] = {"example": [], "word_starts": []}
         limit = token_limit(self.tokenizer, self.max_length)
+        if self.tokenizer.truncation_side != "right":
+            raise ValueError("tokenizer: expected one that truncates on the right, got the left")
         room = limit - self.tokenizer.num_special_tokens_to_add()
         if room < 1:
             raise ValueError(f"max_length: expected at least {limit - room + 1}, got {limit}")
@@ -93,35 +111,21 @@ class TokenClassification(Task):
                 zip(places, encoded.encodings, strict=True), key=itemgetter(0)
             ):
                 windows = [encoding.word_ids for _, encoding in group]
-                starts = _word_starts(windows, len(words[place]), room - stride)
-                features["word_starts"] += starts
-        lost = sum(map(len, words)) - sum(
-            start >= 0 for starts in features["word_starts"] for start in starts
-        )
+                features["word_starts"] += _word_starts(windows, len(words[place]))
+        lost = sum(starts.count(-1) for starts in features["word_starts"])
         if lost:
             logger.warning("%d words have no word piece: they get no tag", lost)
         return features
 
-    def _tag_ids(self, data: Dataset) -> list[list[int]]:
-        check_columns(data, tags_column=self.tags_column)
-        known = (self.labels, self.tags_column, self._class_label(data))
-        return [
-            label_ids(_words(row), *known, data, place)
-            for place, row in enumerate(data[self.tags_column])
-        ]
+    def _tags(self, data: Dataset) -> list[list[Any]]:
+        tags = _rows(data, "tags_column", self.tags_column)
+        check_labels(data, "tags_column", tags)
+        return tags
 
-    def _align(self, features: dict[str, list[Any]], ids: list[list[int]]) -> list[list[int]]:
-        """A label a token: a word's where the word is read, else -100."""
-        aligned = []
-        for tokens, starts, place in zip(
-            features["input_ids"], features["word_starts"], features["example"], strict=True
-        ):
-            labels = [IGNORED] * len(tokens)
-            for start, label in zip(starts, ids[place], strict=True):
-                if start >= 0:
-                    labels[start] = label
-            aligned.append(labels)
-        return aligned
+    def _tag_ids(self, data: Dataset) -> list[list[int]]:
+        tags = self._tags(data)
+        known = (self.labels, self.tags_column, self._class_label(data))
+        return [label_ids(own, *known, data, row) for row, own in enumerate(tags)]
 
     def _class_label(self, data: Dataset) -> Any:
         return getattr(data.features[self.tags_column], "feature", None)
@@ -129,12 +133,10 @@ class TokenClassification(Task):
     def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
         """Logits (length, labels) of every window -> "tags", one a word, None for a word without
         a piece."""
-        tags: list[str | None] = [None] * len(features[0]["word_starts"])
+        tags: list[str | None] = []
         for window, feature in zip(logits, features, strict=True):
             ids = window.argmax(-1).tolist()
-            for word, start in enumerate(feature["word_starts"]):
-                if start >= 0:
-                    tags[word] = self.labels[ids[start]]
+            tags += [self.labels[ids[i]] if i >= 0 else None for i in feature["word_starts"]]
         return {"tags": tags}
 
     def references(self, data: Dataset) -> list[Any]:
@@ -143,13 +145,21 @@ class TokenClassification(Task):
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
         """Precision, recall and F1 of entities; a word without a tag counts as "O".
 
-        Entities are read as conlleval does (IOB1, IOB2, IO), with the ends and single words that
-        IOBES and BILOU mark. Tags of no such scheme, as parts of speech, count as an entity for
-        every word.
+        The labels say which words make an entity:
+
+        - all are "O" or begin with B, I, E, S, L, U or M, alone or before a "-": chunks, read as
+          conlleval does. An entity begins at B, S or U, ends at E, L, S or U, and begins or ends
+          where the type changes or "O" stands, in sequences of tags that fit together or not.
+          This is right for IOB1, IOB2, IO, IOBES, BILOU and BMES.
+        - "O" and others: types; neighbours of one type are an entity.
+        - others alone, as parts of speech: every word is an entity.
         """
-        chunks = all(_CHUNK_TAG.fullmatch(label) for label in self.labels)
-        expected = [[_scored(tag, chunks) for tag in row] for row in references]
-        given = [[_scored(tag, chunks) for tag in answer["tags"]] for answer in answers]
+        if all(_CHUNK_TAG.fullmatch(label) for label in self.labels):
+            prefix = ""
+        else:
+            prefix = "I-" if "O" in self.labels else "B-"
+        expected = [[_scored(tag, prefix) for tag in row] for row in references]
+        given = [[_scored(tag, prefix) for tag in answer["tags"]] for answer in answers]
         return {
             "precision": float(precision_score(expected, given, zero_division=0)),
             "recall": float(recall_score(expected, given, zero_division=0)),
@@ -162,49 +172,71 @@ class TokenClassification(Task):
 
 
 def _words(row: Any) -> list[Any]:
-    return row.split() if isinstance(row, str) else list(row)
+    """A list as it is, and a text split at ASCII whitespace: U+00A0 and U+0085 stand in words."""
+    return _WORD.findall(row) if isinstance(row, str) else list(row)
 
 
-def _check_lengths(data: Dataset, words: list[list[Any]], tags: list[list[Any]]) -> None:
-    for place, (own, given) in enumerate(zip(words, tags, strict=True)):
-        if len(own) != len(given):
+def _rows(data: Dataset, argument: str, column: str) -> list[list[Any]]:
+    """The words or tags of each example."""
+    check_columns(data, **{argument: column})
+    rows = []
+    for row, value in enumerate(data[column]):
+        if not isinstance(value, str | list):
             raise ValueError(
-                f"tags_column: expected one tag a word, but {example(data, place)} has "
-                f"{len(own)} words and {len(given)} tags"
+                f"{argument}: expected a list or a text, got {value!r} in {example(data, row)}"
             )
+        rows.append(_words(value))
+    return rows
 
 
-def _word_starts(windows: list[list[int | None]], n_words: int, step: int) -> list[list[int]]:
-    """Where each word is read in each window of a sentence; -1 for nowhere there.
+def _align(features: dict[str, list[Any]], ids: list[list[int]]) -> list[list[int]]:
+    """The label of every token of every window; -100 where no word is read."""
+    aligned = []
+    words = chain.from_iterable(ids)
+    for tokens, starts in zip(features["input_ids"], features["word_starts"], strict=True):
+        labels = [IGNORED] * len(tokens)
+        for start in starts:
+            label = next(words)
+            if start >= 0:
+                labels[start] = label
+        aligned.append(labels)
+    return aligned
+
+
+def _word_starts(windows: Sequence[Sequence[int | None]], n_words: int) -> list[list[int]]:
+    """The first piece of each word, in the window where it is furthest from the nearer end.
+
+    A word whose pieces go on into a window stands at that window's very start, which is no
+    further from an end than its first piece is elsewhere; so the earlier of two equal windows is
+    the one.
 
     Args:
-        windows: the word of each token, None for special tokens.
-        step: how many tokens the next window begins later.
+        windows: the word of each token, None for special tokens; from left to right.
+
+    Returns:
+        The places of the words that are read in each window, -1 for a word without a piece.
     """
-    pieces: dict[int, dict[int, tuple[int, int]]] = {}  # word: token: the best (margin, window)
-    positions: dict[tuple[int, int], int] = {}
+    best = [(-1, 0, -1)] * n_words  # distance to the nearer end, -window, place
     for window, word_ids in enumerate(windows):
-        inside = [(position, word) for position, word in enumerate(word_ids) if word is not None]
-        for place, (position, word) in enumerate(inside):
-            left = place if window > 0 else sys.maxsize
-            right = len(inside) - 1 - place if window < len(windows) - 1 else sys.maxsize
-            seen = (min(left, right), -window)
-            of_word = pieces.setdefault(word, {})
-            token = window * step + place
-            of_word[token] = max(seen, of_word.get(token, seen))
-            positions[window, token] = position
-    starts = [[-1] * n_words for _ in windows]
-    for word, of_word in pieces.items():
-        token = min(of_word)
-        window = -of_word[token][1]
-        starts[window][word] = positions[window, token]
+        inside = [(place, word) for place, word in enumerate(word_ids) if word is not None]
+        seen = None
+        for place, word in inside:
+            if word != seen:
+                distance = min(place - inside[0][0], inside[-1][0] - place)
+                best[word] = max(best[word], (distance, -window, place))
+            seen = word
+    starts: list[list[int]] = [[] for _ in windows]
+    window = 0
+    for _, earlier, place in best:
+        window = -earlier if place >= 0 else window
+        starts[window].append(place)
     return starts
 
 
-def _scored(tag: str | None, chunks: bool) -> str:
-    """A tag as seqeval reads it, which knows E and S but not BILOU's L and U."""
-    if tag is None:
+def _scored(tag: str | None, prefix: str) -> str:
+    """A tag as seqeval reads it, which knows E, S and I but not L, U and M."""
+    if tag is None or tag == "O":
         return "O"
-    if not chunks:
-        return f"B-{tag}"
-    return {"L": "E", "U": "S"}.get(tag[0], tag[0]) + tag[1:]
+    if prefix:
+        return prefix + tag
+    return {"L": "E", "U": "S", "M": "I"}.get(tag[0], tag[0]) + tag[1:]

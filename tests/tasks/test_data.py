@@ -1,13 +1,21 @@
 """Reading files, and the messages of what is wrong with them."""
 
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
-from ptv2.tasks.data import SOURCE, label_ids, label_names
+from ptv2.tasks.data import (
+    SOURCE,
+    check_columns,
+    check_labels,
+    label_ids,
+    label_names,
+)
 from tests.encoder import examples, write_csv, write_jsonl
 
 
@@ -39,78 +47,145 @@ def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
     assert len(load_data(f"{folder}:default", "test")) == 3
 
 
+def read(path: Path, content: str | bytes) -> list[dict[str, Any]]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    rows: list[dict[str, Any]] = load_data(path).remove_columns(SOURCE).to_list()
+    return rows
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    odd = "a\u0085b\u2028c\u2029d\x0ce\x1cf"
+    rows = [{"text": odd, "label": "x"}, {"text": "z", "label": "y"}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert read(tmp_path / "a.jsonl", lines) == rows
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        cells = f"text{mark}label\n{odd}{mark}x\nz{mark}y\n"
+        assert read(tmp_path / name, cells) == rows
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_marks_line_ends_and_empty_lines(tmp_path: Path, end: str) -> None:
+    rows = [{"a": "1", "b": "\xe9"}, {"a": "", "b": "3"}]
+    blank = end + end
+    lines = ["", '{"a": "1", "b": "\xe9"}', "  ", '{"a": "", "b": "3"}']
+    assert read(tmp_path / "a.jsonl", "\ufeff" + end.join(lines) + blank) == rows
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        cells = end.join(["a,b", "1,\xe9", "", ",3"]).replace(",", mark)
+        assert read(tmp_path / name, "\ufeff" + cells + blank) == rows
+        assert read(tmp_path / name, cells) == rows
+
+
+def test_quotes_in_csv_and_in_tsv(tmp_path: Path) -> None:
+    cells = 'a,b\n"x, ""y""\nz","2"\n'
+    assert read(tmp_path / "a.csv", cells) == [{"a": 'x, "y"\nz', "b": "2"}]
+    glue = 'a\tb\n"unbalanced\t1\n"both"\t""2\nit\'s 5" wide\t3\n'
+    assert [row["a"] for row in read(tmp_path / "a.tsv", glue)] == [
+        '"unbalanced',
+        '"both"',
+        "it's 5\" wide",
+    ]
+
+
+def test_a_json_array(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.json", '\n[{"a": "]["},\n {"a": null}\n, {"b": [1]} ] ') == [
+        {"a": "][", "b": None},
+        {"a": None, "b": None},
+        {"a": None, "b": [1]},
+    ]
+    assert read(tmp_path / "a.json", '{"a": 1}\n{"a": 2}\n') == [{"a": 1}, {"a": 2}]
+
+
+def test_long_cells_leave_the_csv_module_as_it_was(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    long = "x" * (limit + 1)
+    assert read(tmp_path / "a.csv", f"a,b\n1,{long}\n") == [{"a": "1", "b": long}]
+    assert csv.field_size_limit() == limit
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", "", r"a\.jsonl: expected at least one example, got an empty file"),
-        ("a.csv", "text,label\n", r"a\.csv: expected at least one example, got an empty file"),
-        ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl, line 2: expected a JSON object, got Expecting"),
+        ("a.jsonl", "", r"a\.jsonl: expected at least one example, got none"),
+        ("a.jsonl", "\n \n", r"a\.jsonl: expected at least one example, got none"),
+        ("a.json", "[ ]", r"a\.json: expected at least one example, got none"),
+        ("a.csv", "text,label\n", r"a\.csv: expected at least one example, got none"),
+        ("a.jsonl", '{"a": 1}\n{"a"', r"line 2: expected a JSON object, got Expecting ':' delim"),
         ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: expected a JSON object, got list"),
-        ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: expected 2 cells, got 3"),
-        ("a.csv", "a,b\n1\n", r"a\.csv, line 2: expected 2 cells, got 1"),
-        ("a.jsonl", '{"a": 1}\n{"a": "x"}\n', r"a\.jsonl: a column mixes types"),
-        ("a.csv", "a,a\n1,2\n", r"a\.csv: expected distinct columns, got a, a"),
-        (
-            "a.csv",
-            "a,b\n1,\xe9\n",
-            r"a\.csv, line 2: expected UTF-8 text, got 'utf-8' codec.*byte",
-        ),
-        ("a.tsv", "a\tb\n\n1\t\xe9\n", r"a\.tsv, line 3: expected UTF-8 text, got 'utf-8'"),
-        ("a.jsonl", '{"a": 1}\n{"a": "\xe9"}\n', r"a\.jsonl, line 2: expected UTF-8 text"),
+        ("a.jsonl", '{"a": 1}\n\n{"a": NaN}', r"line 3: expected a JSON object, got the number N"),
+        ("a.jsonl", '{"a": [-Infinity]}', r"expected a JSON object, got the number -Infinity"),
+        ("a.jsonl", '{"a": 1, "b": 2, "a": 1}', r"got a repeated name among a, b, a"),
+        ("a.json", '[{"a": 1},\n{"a": 2}\n{"a": 3}]', r"line 3: expected a JSON array, got Expec"),
+        ("a.json", '[{"a": 1},\n\n{"a":\n1},\n 5]', r"line 5: expected a JSON object, got int"),
+        ("a.json", '[{"a": 1},\n{"a": NaN}]', r"line 2: expected a JSON object, got the number"),
         (
             "a.jsonl",
-            '{"a": NaN}\n',
-            r"a\.jsonl, line 1: expected a JSON object, got the number NaN",
+            '{"a": 1}\n' + "[" * 100_000,
+            r"line 2: expected a JSON object, got maximum recurs",
         ),
-        ("a.jsonl", '{"a": "\x00"}\n', r"a\.jsonl, line 1: expected a JSON object, got Invalid"),
-        ("a.json", "[{}, 1]", r"a\.json, line 1: expected a JSON object, got int"),
-        (
-            "a.csv",
-            "a\tb\n1\t2\n",
-            r"a\.csv, line 1: expected commas between the columns, got '\\t'",
-        ),
-        ("a.csv", "a;b\n1;2\n", r"a\.csv, line 1: expected commas between the columns, got ';'"),
-        ("a.csv", 'a,b\n1,2\n"x,3\n', r"a\.csv, line 3: expected readable cells, got unexpected"),
-        ("a.csv", 'a,b\n"x\ny",2\n1\n', r"a\.csv, line 4: expected 2 cells, got 1"),
+        ("a.json", "[" * 100_000, r"a\.json, line 1: expected a JSON array, got maximum recurs"),
+        ("a.json", '{\n "a": 1\n}', r"line 1: expected a JSON object, got Expecting property"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", r"a\.csv, line 3: expected 2 cells, got 3"),
+        ("a.csv", "a,b\n1\n", r"a\.csv, line 2: expected 2 cells, got 1"),
+        ("a.csv", 'a,b\n"1\n1","2\n2"\n\n1\n', r"a\.csv, line 6: expected 2 cells, got 1"),
+        ("a.csv", 'a,b\n1,2\n3,"4\n5,6\n', r"line 3: expected delimited text, got unexpected"),
+        ("a.csv", 'a,b\n"so" it is,2\n', r"line 2: expected delimited text, got ',' expected"),
+        ("a.csv", "a,b\r1,2\r", r"line 1: expected delimited text, got new-line character seen"),
+        ("a.csv", "a,a\n1,2\n", r"a\.csv, line 1: expected distinct columns, got a, a"),
+        ("a.csv", "a\tb\n1\t2\n", r"line 1: expected columns separated by commas, got .* tabs"),
+        ("a.csv", "a;b\n1;2\n", r"separated by commas, got a header with semicolons, 'a;b'"),
+        ("a.tsv", "a,b\n1,2\n", r"separated by tabs, got a header with commas, 'a,b'"),
+        ("a.jsonl", '{"a": 1}\n{"a": "x"}\n', r"line 2: expected a 'a' of the same type as bef"),
+        ("a.jsonl", '{"a": ["x"]}\n\n{"a": "x"}\n', r"line 3: expected a 'a' of the same type"),
+        ("a.jsonl", f'{{"a": 1}}\n{{"a": {2**70}}}\n', r"line 2: expected a 'a' of .* too large"),
+        ("a.jsonl", '{"a": "x"}\n{"a": "\\ud800"}\n', r"line 2: .* surrogates not allowed"),
+        ("a.csv", b"a,b\n1,2\n1,\xe9\n", r"a\.csv, line 3: expected UTF-8 text, got 'utf-8' code"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2: expected UTF-8 text, got 'utf-8' c"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), r"line 1: expected text, got a null byte"),
+        ("a.tsv", b"a\tb\n1\t2\n1\t\0\n", r"a\.tsv, line 3: expected text, got a null byte"),
+        ("a.csv", "a,_source\n1,2\n", r"a\.csv: expected no column named _source"),
+        ("a.txt", "a\n", r"a\.txt: expected one of \.jsonl, \.json, \.csv, \.tsv, got '\.txt'"),
     ],
 )
-def test_unreadable_files(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content, encoding="latin-1")
+def test_unreadable_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_data(tmp_path / name)
+        read(tmp_path / name, content)
 
 
-def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
-    """U+0085 and U+2028 are text, as in tweets; so are carriage returns within cells."""
-    odd = "a\u0085b\u2028c\x0bd\x1ce"
-    rows = [{"text": odd, "label": "x"}, {"text": "y", "label": odd}]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
-    (tmp_path / "a.jsonl").write_bytes(lines.encode())
-    (tmp_path / "a.tsv").write_bytes(f"text\tlabel\r\n{odd}\tx\r\ny\t{odd}\r\n".encode())
-    (tmp_path / "a.csv").write_bytes(f"text,label\r\n{odd},x\r\n\r\ny,{odd}\r\n".encode())
-    for name, second in (("a.jsonl", 2), ("a.tsv", 3), ("a.csv", 4)):
-        data = load_data(tmp_path / name)
-        assert data.remove_columns(SOURCE).to_list() == rows
-        assert data[SOURCE][1] == f"line {second} of {name}"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"a": "x"}\n\n{"a": null}\n{"a": "y"}\n'),
+        ("a.json", '[{"a": "x"},\n\n{"b":\n2}, {"a": "y"}]'),
+    ],
+)
+def test_faults_in_the_content_name_the_line(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = load_data(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"a_column: example 1 \(line 3 of {name}\) has no 'a'"):
+        check_columns(data, a_column="a")
+    with pytest.raises(ValueError, match=r"a_column: example 0 \(line 3 of .*\) has no 'a'"):
+        check_columns(data.select([1, 2]), a_column="a")
+    with pytest.raises(ValueError, match=r"expected one of the data's columns, a(, b)?, got 'c'"):
+        check_columns(data, a_column="c")
 
 
-def test_quotes_newlines_and_commas_in_cells(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('a,b\n"x, ""y""\nz",1\n\'t,2\n')
-    assert load_data(tmp_path / "a.csv").to_list() == [
-        {"a": 'x, "y"\nz', "b": "1", SOURCE: "line 2 of a.csv"},
-        {"a": "'t", "b": "2", SOURCE: "line 4 of a.csv"},
-    ]
-    (tmp_path / "a.tsv").write_text('a\tb\n"x\t1\ny "z\t2\n')  # as in GLUE
-    assert load_data(tmp_path / "a.tsv")["a"][:] == ['"x', 'y "z']
+def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('\na,b\n"1\n\n1",x\n\n2,y\n3,"z\n"\n4,\n')
+    data = load_data(tmp_path / "a.csv")
+    assert data[SOURCE][:] == [f"line {line} of a.csv" for line in (3, 7, 8, 10)]
+    with pytest.raises(ValueError, match=r"got '' in example 3 \(line 10 of a\.csv\)"):
+        check_labels(data, "label_column", zip(data["b"], strict=True))
 
 
-def test_long_cells_byte_order_marks_and_lists(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(f"a,b\n1,{'x' * 200_000}\n", encoding="utf-8-sig")
-    assert len(load_data(tmp_path / "a.csv")["b"][0]) == 200_000
-    (tmp_path / "a.json").write_text('\ufeff [\n{"a": 1},\n{"a": 2}]\n')
-    assert load_data(tmp_path / "a.json")["a"][:] == [1, 2]
-    (tmp_path / "b.json").write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert load_data(tmp_path / "b.json")[SOURCE][1] == "line 3 of b.json"
+def test_labels_that_mark_unlabelled_data() -> None:
+    for values in ([0, -1], [1, -100], ["x", ""], [0.5, 0.5]):
+        data = Dataset.from_dict({"label": values})
+        with pytest.raises(
+            ValueError, match=f"label_column: .* got {values[1]!r} in example [01]"
+        ):
+            check_labels(data, "label_column", zip(values, strict=True))
+    with pytest.raises(ValueError, match="labels: expected names or integers from 0, got a neg"):
+        label_names([0, -1])
 
 
 def test_messages_name_the_line_also_after_shuffling(tmp_path: Path) -> None:

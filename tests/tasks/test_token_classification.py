@@ -1,11 +1,13 @@
 """Words to pieces and back; entity scores."""
 
+import copy
 import logging
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
+from tokenizers import normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ptv2.tasks import Collator, TokenClassification
 from ptv2.tasks.task import decode_all
@@ -36,6 +38,8 @@ def test_lists_and_texts_are_the_same(tokenizer: PreTrainedTokenizerBase) -> Non
     assert task.fit_labels(texts).labels == task.labels
     assert task.prepare(texts).to_list() == task.prepare(DATA).to_list()
     assert task.prepare_inputs(["walkings in rome"])[0]["word_starts"] == [1, 4, 5]
+    odd = Dataset.from_dict({"tokens": [" in\u00a0\u0085rome  a\n"], "tags": ["O\tO"]})
+    assert task.prepare(odd)[0]["word_starts"] == [1, 3]
 
 
 def test_class_labels_of_tags(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -47,52 +51,90 @@ def test_class_labels_of_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     assert task.prepare(data)[0]["labels"] == [-100, 0, 1, -100]
 
 
-def test_a_long_sentence_is_read_in_windows(tokenizer: PreTrainedTokenizerBase) -> None:
-    words = ["walkings", "in", "rome", "a", "fine", "film", "walking", "in", "paris", "dull"]
-    tags = [f"t{i}" for i in range(len(words))]
-    data = Dataset.from_dict({"tokens": [words, ["rome"]], "tags": [tags, ["t0"]]})
-    task = TokenClassification(tokenizer, max_length=7, stride=2).fit_labels(data)
+LONG = ["walkings", "in", "", "rome", "a", "fine", "film", "walking", "in", "paris", "dull", ""]
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(3, 0), (5, 1), (7, 2), (7, 64), (9, 0)])
+def test_windows_share_out_the_words_of_a_long_sentence(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int
+) -> None:
+    """What a model that sees one token at a time answers is the same in windows."""
+    tags = [f"t{i}" for i in range(len(LONG))]
+    data = Dataset.from_dict(
+        {"tokens": [["rome"], LONG, [], ["a"]], "tags": [["t3"], tags, [], ["t4"]]}
+    )
+    task = TokenClassification(tokenizer, max_length=max_length, stride=stride).fit_labels(data)
     features = list(task.prepare(data))
-    assert [row["example"] for row in features] == [0, 0, 0, 0, 1]
-    for word in range(len(words)):
-        starts = [row["word_starts"][word] for row in features[:-1]]
-        assert sum(start >= 0 for start in starts) == 1
-    pieces = [tokenizer.tokenize(word)[0] for word in words]
-    for row in features[:-1]:
-        assert len(row["input_ids"]) <= 7
-        read = {start: word for word, start in enumerate(row["word_starts"]) if start >= 0}
-        for place, label in enumerate(row["labels"]):
-            assert (label == -100) == (place not in read)
-            if place in read:
-                assert task.labels[label] == tags[read[place]]
-                token = tokenizer.convert_ids_to_tokens(row["input_ids"][place])
-                assert token == pieces[read[place]]
-    logits = []
+    of_long = [row for row in features if row["example"] == 1]
+    assert len(of_long) > 1
+    assert [row["example"] for row in features] == [0, *[1] * len(of_long), 2, 3]
+    read = [
+        (
+            tokenizer.convert_ids_to_tokens(row["input_ids"][place]),
+            task.labels[row["labels"][place]],
+        )
+        for row in of_long
+        for place in row["word_starts"]
+        if place >= 0
+    ]
+    assert read == [
+        (tokenizer.tokenize(word)[0], tag) for word, tag in zip(LONG, tags, strict=True) if word
+    ]
     for row in features:
-        one = torch.zeros(len(row["input_ids"]), len(task.labels))
-        for place, label in enumerate(row["labels"]):
-            one[place, label if label >= 0 else 0] = 1
-        logits.append(one)
-    answers = decode_all(task, features, logits)
-    assert [answer["tags"] for answer in answers] == [tags, ["t0"]]
+        assert len(row["input_ids"]) <= max_length
+        labelled = [place for place, label in enumerate(row["labels"]) if label >= 0]
+        assert labelled == [place for place in row["word_starts"] if place >= 0]
+
+    table = torch.randn(len(tokenizer), len(task.labels))
+    whole = TokenClassification(tokenizer, task.labels).prepare(data)
+    logits = [[table[row["input_ids"]] for row in rows] for rows in (features, list(whole))]
+    answers = decode_all(task, features, logits[0])
+    assert answers == decode_all(task, list(whole), logits[1])
+    assert [len(answer["tags"]) for answer in answers] == [1, len(LONG), 0, 1]
 
 
 def test_a_word_is_read_where_most_is_around_it() -> None:
     ids = list(range(10))
     windows = [[None, *ids[:6], None], [None, *ids[2:8], None], [None, *ids[4:], None]]
-    starts = _word_starts(windows, 10, 2)
-    found = [next(i for i, row in enumerate(starts) if row[word] >= 0) for word in ids]
-    assert found == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    starts = _word_starts(windows, 10)
+    assert starts == [[1, 2, 3, 4], [3, 4], [3, 4, 5, 6]]
 
 
 def test_a_word_longer_than_a_window(tokenizer: PreTrainedTokenizerBase) -> None:
     task = TokenClassification(tokenizer, ("O",), max_length=5, stride=1)
     word = "walk" + "ings" * 9
-    features = list(task.prepare_inputs([[word, "in"]]))
-    starts = [row["word_starts"] for row in features]
-    assert starts[0][0] == 1
-    assert all(start[0] == -1 for start in starts[1:])
-    assert sum(start[1] >= 0 for start in starts) == 1
+    for words in ([word, "in"], ["in", word, "in"], [word, word]):
+        features = list(task.prepare_inputs([words]))
+        assert len(features) > 5
+        read = [
+            tokenizer.convert_ids_to_tokens(row["input_ids"][place])
+            for row in features
+            for place in row["word_starts"]
+        ]
+        assert read == ["walk" if other == word else "in" for other in words]
+
+
+def test_more_sentences_than_are_tokenised_at_once(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TokenClassification(tokenizer, max_length=5)
+    inputs = [["rome"], LONG, LONG, ["a"], LONG]
+    expected = task.prepare_inputs(inputs).to_list()
+    monkeypatch.setattr("ptv2.tasks.token_classification.CHUNK", 2)
+    assert task.prepare_inputs(inputs).to_list() == expected
+    assert sorted({row["example"] for row in expected}) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride": -1}, "stride: expected at least 0, got -1"),
+        ({"max_length": 2}, "max_length: expected at least 3, got 2"),
+    ],
+)
+def test_limits(tokenizer: PreTrainedTokenizerBase, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenClassification(tokenizer, ("O",), **options).prepare_inputs([["a"]])
 
 
 def test_words_without_a_piece_get_no_tag(
@@ -133,7 +175,21 @@ def test_words_without_a_piece_get_no_tag(
         ("B-x E-x B-x E-x", "B-x E-x S-x S-x", 0.4),
         ("B-x I-x L-x U-y", "B-x I-x L-x U-y", 1),  # BILOU
         ("U-x U-x", "B-x L-x", 0),
+        ("B-x E-x S-y O", "B-x E-y S-y O", 0.4),  # ill-formed: two entities of one word
+        ("B-x I-x E-x O", "O I-x E-x O", 0),
+        ("B-x E-x O S-x", "I-x E-x O B-x", 1),  # a start is wanted nowhere
+        ("B-x E-x B-x E-x", "B-x I-x B-x I-x", 1),  # nor an end
+        ("B-x I-x L-x U-x", "B-x L-x L-x B-x", 0.4),
+        ("B-x L-x U-x U-x", "B-x L-x U-x I-x", 1),
+        ("B-x M-x E-x S-y", "B-x M-x E-x S-y", 1),  # BMES
+        ("B-x M-x M-x E-x", "B-x M-x B-x E-x", 0),
+        ("B-a-b I-a-b O", "B-a-b I-a-b O", 1),  # a type with a hyphen
         ("B I O B", "B I O O", 2 / 3),  # chunks of one kind
+        ("B E S S", "B E B E", 0.4),
+        ("O x x y", "O x x y", 1),  # types, of which neighbours make one entity
+        ("O x x y", "O x O y", 0.5),
+        ("O x x y", "O x y y", 0),
+        ("DET NOUN VERB", "DET NOUN NOUN", 2 / 3),
         ("O O", "O O", 0),
     ],
 )
@@ -152,6 +208,56 @@ def test_ragged_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     message = "tags_column: expected one tag a word, but example 1 has 2 words and 1 tags"
     with pytest.raises(ValueError, match=message):
         task.prepare(data)
+
+
+@pytest.mark.parametrize("tag", [None, -100, -1])
+def test_data_without_tags(tokenizer: PreTrainedTokenizerBase, tag: int | None) -> None:
+    names = List(ClassLabel(names=["O", "B-city"]))
+    plain = {"tokens": [["a"], ["in", "rome"]], "tags": [[0], [1, tag]]}
+    known = Features({"tokens": List(Value("string")), "tags": names})
+    for data in (Dataset.from_dict(plain), Dataset.from_dict(plain, features=known)):
+        task = TokenClassification(tokenizer, ("0", "1"))
+        for read in (task.fit_labels, task.prepare, task.references):
+            with pytest.raises(ValueError, match=f"tags_column: .* got {tag} in example 1"):
+                read(data)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", None], r"tokens_column: expected words, got \['a', None\] in example 0"),
+        ([1, 2], r"tokens_column: expected words, got \[1, 2\] in example 0"),
+        (1, "tokens_column: expected a list or a text, got 1 in example 0"),
+    ],
+)
+def test_what_is_no_word(tokenizer: PreTrainedTokenizerBase, words: object, message: str) -> None:
+    data = Dataset.from_dict({"tokens": [words]})
+    with pytest.raises(ValueError, match=message):
+        TokenClassification(tokenizer, ("O",)).prepare(data, labelled=False)
+    with pytest.raises(ValueError, match="inputs: expected texts or lists of words, got"):
+        TokenClassification(tokenizer, ("O",)).prepare_inputs(["a", words])  # type: ignore[list-item]
+
+
+def test_control_and_zero_width_characters(
+    tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BERT's normalizer removes them, so that nothing is left of some words."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bert = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=6,
+        model_input_names=tokenizer.model_input_names,
+    )
+    odd = ["\u200b", "\ufeff", "\u00ad", "\u200d", "\x00", "\x7f", "\u2028", "\ufffd", "", "\t"]
+    words = [word for other in odd for word in (other, f"{other}rome")]
+    task = TokenClassification(bert, ("O", "B-x"))
+    features = list(task.prepare_inputs([words, odd]))
+    logits = [torch.eye(2)[[1] * len(row["input_ids"])] for row in features]
+    answers = decode_all(task, features, logits)
+    assert [answer["tags"] for answer in answers] == [[None, "B-x"] * 10, [None] * 10]
+    assert caplog.messages == ["20 words have no word piece: they get no tag"]
 
 
 def test_unknown_tag(tokenizer: PreTrainedTokenizerBase) -> None:
