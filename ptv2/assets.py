@@ -50,6 +50,7 @@ class Asset:
     def of_task(
         cls,
         name: str,
+        config: PromptConfig,
         backbone: dict[str, Any],
         key_value: Tensor,
         prompt: Prompt,
@@ -59,8 +60,8 @@ class Asset:
         tensors = {"key_value": key_value}
         if head is not None:
             tensors |= {f"head.{key}": weight for key, weight in head.state_dict().items()}
-        training = prompt.state_dict() if prompt.config.folds else {}
-        return cls(name, prompt.config, backbone, _portable(tensors), _portable(training))
+        training = prompt.state_dict() if config.folds else {}
+        return cls(name, config, backbone, _portable(tensors), _portable(training))
 
     def build(self, geometry: Geometry) -> tuple[Prompt, Head | None]:
         """Make the prompt and the head, after checking every tensor's name and shape.

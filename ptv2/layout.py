@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -37,9 +38,19 @@ class Padded:
 
     def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
         """Some of the sequences, and how they lie."""
-        index = torch.tensor(sequences, device=x.device)
+        return self.groups(x, [sequences])[0]
+
+    def groups(self, x: Tensor, groups: Sequence[Sequence[int]]) -> list[tuple[Tensor, Self]]:
+        """The sequences of each group, and how they lie."""
+        order = [sequence for group in groups for sequence in group]
+        counts = [len(group) for group in groups]
         mask = self.attention_mask
-        return x[index], type(self)(None if mask is None else mask[index])
+        if order != list(range(len(x))):
+            index = torch.tensor(order, dtype=torch.long, device=x.device)
+            x = x.index_select(0, index)
+            mask = None if mask is None else mask.index_select(0, index)
+        masks = [None] * len(groups) if mask is None else mask.split(counts)
+        return [(part, type(self)(m)) for part, m in zip(x.split(counts), masks, strict=True)]
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Each sequence's own, (length, ...), padding included."""
@@ -97,11 +108,21 @@ class Packed:
 
     def select(self, x: Tensor, sequences: Sequence[int]) -> tuple[Tensor, Self]:
         """Some of the sequences, and how they lie."""
-        parts = self.split(x)
-        lengths = [len(parts[i]) for i in sequences]
-        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        layout = type(self)(ends.to(x.device), self.max_seqlen, sum(lengths))
-        return torch.cat([parts[i] for i in sequences])[None], layout
+        return self.groups(x, [sequences])[0]
+
+    def groups(self, x: Tensor, groups: Sequence[Sequence[int]]) -> list[tuple[Tensor, Self]]:
+        """The sequences of each group, and how they lie."""
+        order = [sequence for group in groups for sequence in group]
+        lengths = self.lengths.tolist()
+        if order != list(range(len(lengths))):
+            parts = x[0].split(lengths)
+            x = torch.cat([parts[sequence] for sequence in order])[None]
+        ends = [list(accumulate((lengths[i] for i in group), initial=0)) for group in groups]
+        found = []
+        for part, end in zip(x.split([end[-1] for end in ends], 1), ends, strict=True):
+            cu_seqlens = torch.tensor(end, dtype=torch.int32, device=x.device)
+            found.append((part, type(self)(cu_seqlens, self.max_seqlen, end[-1])))
+        return found
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Each sequence's own, (length, ...)."""

@@ -85,23 +85,57 @@ class PromptModel(nn.Module):
         """Where the backbone is."""
         return self.backbone.device
 
-    def add_task(self, name: str, config: PromptConfig) -> None:
+    def add_task(
+        self,
+        name: str,
+        config: PromptConfig,
+        *,
+        share_prompt_with: str | None = None,
+        start_from: str | PathLike[str] | None = None,
+    ) -> None:
         """Add a task with a new prompt and head.
 
+        Args:
+            share_prompt_with: a task of the model whose prompt this one has too, the very same
+                parameters; only the head is new.
+            start_from: a task of the model, or else the directory of a saved prompt, whose values
+                the new prompt starts with. It has the same length and layers; unless the new one
+                is of direct keys and values, also the same parametrisation and injection.
+
         Raises:
-            ValueError: the name is taken or malformed, or the prompt does not fit the backbone.
+            UnknownTaskError: there is no task to share a prompt with.
+            FileNotFoundError: there is no saved prompt to start from.
+            ValueError: the name is taken or malformed, or the prompt does not fit the backbone or
+                the prompt that it shares or starts from.
         """
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
         head = build_head(config, self.geometry.hidden_size)
-        self._install(name, Prompt(config, self.geometry), head)
+        if share_prompt_with is None:
+            prompt = Prompt(config, self.geometry)
+        elif start_from is None:
+            prompt = self._prompt(share_prompt_with)
+            prompt.require_same(config)
+        else:
+            raise ValueError("start_from: a shared prompt has its values already, expected None")
+        if start_from is not None:
+            other = self._saved_or_own_prompt(start_from)
+            prompt.start_from(other, self._fold_without_dropout(other))
+        self._install(name, config, prompt, head)
 
-    def _install(self, name: str, prompt: Prompt, head: Head | None) -> None:
+    def _saved_or_own_prompt(self, place: str | PathLike[str]) -> Prompt:
+        if place in self.tasks:
+            return self._prompt(str(place))
+        asset = read_asset(place)
+        self.identity.require_same(asset.backbone, f"start_from: the prompt in {place}")
+        return asset.build(self.geometry)[0].to(self.device)
+
+    def _install(self, name: str, config: PromptConfig, prompt: Prompt, head: Head | None) -> None:
         self.prompts[name] = prompt.to(self.device).train(self.training)
         if head is not None:
             self.heads[name] = head.to(self.device).train(self.training)
-        self.tasks[name] = prompt.config
+        self.tasks[name] = config
 
     def remove_task(self, name: str) -> None:
         """Take a task, its prompt and its head away."""
@@ -116,7 +150,9 @@ class PromptModel(nn.Module):
         Returns:
             (layers, 2, heads, prompt_length, head_dim), keys first; without prompt dropout.
         """
-        prompt = self._prompt(name)
+        return self._fold_without_dropout(self._prompt(name))
+
+    def _fold_without_dropout(self, prompt: Prompt) -> Tensor:
         training = prompt.training
         try:
             return self._fold(prompt.eval())
@@ -163,7 +199,8 @@ class PromptModel(nn.Module):
             task: a name: every row is of that task, and the output is transformers' own class for
                 it. A list: a name a row (a multiple choice's row is one choice), None for the bare
                 backbone; the output is a `MixedTaskOutput`. None: the bare backbone for all.
-            labels: what the task's loss takes; for a list of tasks one entry a row, None for none.
+            labels: what the task's loss takes; for a list of tasks one entry a row, None for none
+                (a multiple choice has its label at an example's first choice).
             start_positions, end_positions: (rows,), the labels of question answering.
             cu_seqlens: (sequences + 1,) int32: the batch is packed, sequence after sequence in
                 one row without padding, and sequence s has the tokens from cu_seqlens[s] to
@@ -273,11 +310,14 @@ class PromptModel(nn.Module):
         rows: Sequence[str | None] | None,
         output_hidden_states: bool,
     ) -> BaseModelOutput:
+        # tasks that share a prompt are one to the pool
+        first: dict[Prompt, str] = {}
+        same = {name: first.setdefault(self._prompt(name), name) for name in names}
         prompts = pool_prompts(
-            {name: self._fold(self._prompt(name)) for name in names},
-            {name: self._prompt(name).layers for name in names},
+            {name: self._fold(prompt) for prompt, name in first.items()},
+            {name: prompt.layers for prompt, name in first.items()},
             self.geometry,
-            rows,
+            None if rows is None else [None if name is None else same[name] for name in rows],
             self.device,
             packed,
             family_of(self.backbone.config.model_type).shared_modules,
@@ -329,7 +369,9 @@ class PromptModel(nn.Module):
         """
         prompt, head = self._prompt(name), self._head(name)
         identity = self.identity.describe()
-        write_asset(directory, Asset.of_task(name, identity, self.key_value(name), prompt, head))
+        key_value = self.key_value(name)
+        asset = Asset.of_task(name, self.tasks[name], identity, key_value, prompt, head)
+        write_asset(directory, asset)
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
         """Add a saved task; everything is checked before the model changes.
@@ -350,7 +392,8 @@ class PromptModel(nn.Module):
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
         self.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
-        self._install(name, *asset.build(self.geometry))
+        prompt, head = asset.build(self.geometry)
+        self._install(name, prompt.config, prompt, head)
         return name
 
 

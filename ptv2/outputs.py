@@ -62,19 +62,22 @@ class MixedTaskOutput(ModelOutput):
     """The output of a batch whose rows belong to different tasks.
 
     Attributes:
-        loss: mean over the labelled rows, if there are labels.
+        loss: mean over the labelled rows, if there are labels; of the labelled examples of a
+            multiple choice.
         logits: one entry a row: (labels,) for a sequence classification, (1,) for one choice of a
             multiple choice, (length, labels) for a token classification, (length, 2) for question
             answering; None for feature extraction and for the bare backbone. A padded batch's
             length includes the padding.
         last_hidden_state: (rows, length, hidden_size), or packed (1, tokens, hidden_size).
         hidden_states: of every layer, if asked for.
+        losses: each task's own mean loss, of the tasks that have labelled rows.
     """
 
     loss: Tensor | None = None
     logits: tuple[Tensor | None, ...] | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    losses: dict[str, Tensor] | None = None
 
     @classmethod
     def of_rows(
@@ -94,38 +97,52 @@ class MixedTaskOutput(ModelOutput):
         assert states is not None
         if labels is not None:
             _check_labels(tasks, heads, labels)
+        rows_of: dict[str, list[int]] = {name: [] for name in heads}
+        for row, task in enumerate(tasks):
+            if task in rows_of:
+                rows_of[task].append(row)
         logits: list[Tensor | None] = [None] * len(tasks)
-        total: Tensor | None = None
-        labelled = 0
-        for name, head in heads.items():
-            rows = [row for row, task in enumerate(tasks) if task == name]
-            task_states, task_layout = layout.select(states, rows)
+        losses: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        groups: Sequence[tuple[Tensor, Layout]] = layout.groups(states, list(rows_of.values()))
+        for (name, rows), (task_states, task_layout) in zip(rows_of.items(), groups, strict=True):
+            head = heads[name]
             task_logits = head(task_states, task_layout)
             split = list(task_logits) if head.pools else task_layout.split(task_logits)
             for row, row_logits in zip(rows, split, strict=True):
                 logits[row] = row_logits
-            if labels is not None:
-                wanted = [labels[row] for row in rows]
-                part, count = _loss_of_rows(head, task_logits, task_layout, wanted)
-                total, labelled = part if total is None else total + part, labelled + count
-        loss = total / labelled if total is not None and labelled else None
-        return cls(loss, tuple(logits), states, encoded.hidden_states)
+            wanted = [] if labels is None else [labels[row] for row in rows]
+            counts[name] = sum(label is not None for label in wanted)
+            if counts[name]:
+                losses[name] = _loss_of_rows(name, head, task_logits, task_layout, wanted)
+        if not losses:
+            return cls(None, tuple(logits), states, encoded.hidden_states)
+        sums = torch.stack([loss * counts[name] for name, loss in losses.items()])
+        loss = sums.sum() / sum(counts.values())
+        return cls(loss, tuple(logits), states, encoded.hidden_states, losses)
 
 
 def _loss_of_rows(
-    head: Head, logits: Tensor, layout: Layout, labels: Sequence[Any]
-) -> tuple[Tensor, int]:
-    """One task's loss times its labelled rows, and their count."""
+    name: str, head: Head, logits: Tensor, layout: Layout, labels: Sequence[Any]
+) -> Tensor:
+    """One task's mean loss over its labelled rows, of which there is one at least."""
     places = [place for place, label in enumerate(labels) if label is not None]
-    if not places:
-        return logits.new_zeros(()), 0
-    wanted = [torch.as_tensor(labels[place], device=logits.device) for place in places]
-    if head.pools:
-        logits = logits[places]
-    else:
-        logits, layout = layout.select(logits, places)
+    wanted = [torch.as_tensor(labels[place]) for place in places]
+    if head.config.task == "multiple-choice":
+        choices = len(labels) // len(places)
+        if places != list(range(0, choices * len(places), choices)):
+            raise ValueError(
+                f"labels: expected one at the first choice of every example of {name!r}, which "
+                f"have as many choices each, got labels at its rows {places} of {len(labels)}"
+            )
+        logits = logits.view(-1, choices)
+    elif len(places) < len(labels):
+        if head.pools:
+            logits = logits[places]
+        else:
+            logits, layout = layout.select(logits, places)
     stacked = torch.cat(wanted)[None] if _packs_labels(head, layout) else torch.stack(wanted)
-    return head.loss(logits, stacked, layout) * len(places), len(places)
+    return head.loss(logits, stacked.to(logits.device), layout)
 
 
 def _packs_labels(head: Head, layout: Layout) -> bool:
@@ -139,7 +156,5 @@ def _check_labels(
         raise ValueError(f"labels: expected {len(tasks)}, one a row, got {len(labels)}")
     for row, (task, label) in enumerate(zip(tasks, labels, strict=True)):
         head = None if task is None else heads.get(task)
-        if label is not None and (head is None or head.config.task == "multiple-choice"):
-            raise ValueError(
-                f"labels: row {row} has a label, but its task {task!r} has no loss of single rows"
-            )
+        if label is not None and head is None:
+            raise ValueError(f"labels: row {row} has a label, but its task {task!r} has no loss")

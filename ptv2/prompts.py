@@ -1,6 +1,7 @@
 """The trained prompt of one task: its parametrisation, and folding it to keys and values."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,17 @@ from .attention import LayerPrompts, PromptBatch
 from .config import PromptConfig
 from .families import Geometry
 from .layout import Packed
+
+_PROMPT_FIELDS = (
+    "prompt_length",
+    "layers",
+    "parametrization",
+    "injection",
+    "mlp_hidden_size",
+    "init_std",
+    "prompt_dropout",
+)
+"""The fields of a configuration that are not the head's."""
 
 Projection = Callable[[int, Tensor], Tensor]
 """(layer, (prompt_length, hidden_size)) -> (2, heads, prompt_length, head_dim)."""
@@ -63,6 +75,41 @@ class Prompt(nn.Module):
         projected = [project(*pair) for pair in zip(self.layers, prompt, strict=True)]
         return torch.stack(projected) if projected else prompt.new_empty(self.key_value_shape)
 
+    def start_from(self, other: "Prompt", key_value: Tensor) -> None:
+        """Take the values of another prompt.
+
+        Args:
+            other: a prompt of as many positions in the same layers; of any form if this one is
+                direct keys and values, else of the same form.
+            key_value: what the other folds to.
+
+        Raises:
+            ValueError: the other prompt does not fit.
+        """
+        for name, own, its in (
+            ("prompt_length", self.config.prompt_length, other.config.prompt_length),
+            ("layers", self.layers, other.layers),
+        ):
+            if own != its:
+                raise ValueError(f"start_from: expected a prompt with {name} {own}, got {its}")
+        if not self.config.folds:
+            self.load_state_dict({"embedding": key_value})
+            return
+        self._require_like(other.config, "start_from", ("parametrization", "injection"))
+        if self.config.parametrization == "mlp":
+            self._require_like(other.config, "start_from", ("mlp_hidden_size",))
+        self.load_state_dict(other.state_dict())
+
+    def require_same(self, config: PromptConfig) -> None:
+        """Raise a ValueError unless a configuration asks for this very prompt."""
+        self._require_like(config, "share_prompt_with", _PROMPT_FIELDS)
+
+    def _require_like(self, config: PromptConfig, argument: str, fields: Sequence[str]) -> None:
+        for name in fields:
+            own, its = getattr(self.config, name), getattr(config, name)
+            if own != its:
+                raise ValueError(f"{argument}: expected a prompt with {name} {own}, got {its}")
+
     def _parametrised(self) -> Tensor:
         """The prompt in its injection's shape: key_value_shape or (layers, length, hidden)."""
         if self.config.parametrization == "direct":
@@ -96,34 +143,45 @@ def pool_prompts(
         packed: how the sequences of a packed batch lie.
         by_call_order: layers are told apart by the order of calls.
     """
-    names = list(key_values)
-    pools = []
-    for layer in range(geometry.layers):
-        parts = [
-            key_values[name][layers[name].index(layer)] if layer in layers[name] else None
-            for name in names
-        ]
-        pools.append(_layer_pool(parts, single=rows is None, device=device))
+    by_layer = [
+        dict(zip(layers[name], key_value.unbind(), strict=True))
+        for name, key_value in key_values.items()
+    ]
+    pools = [
+        _layer_pool([parts.get(layer) for parts in by_layer]) for layer in range(geometry.layers)
+    ]
     if rows is None:
         return PromptBatch(pools, None, packed, by_call_order)
-    places = {name: place for place, name in enumerate(names)}
+    pools = _with_bounds(pools, by_layer, device)
+    places = {name: place for place, name in enumerate(key_values)}
     ids = [-1 if name is None else places[name] for name in rows]
     return PromptBatch(pools, torch.tensor(ids, device=device), packed, by_call_order)
 
 
-def _layer_pool(
-    parts: Sequence[Tensor | None], single: bool, device: torch.device
-) -> LayerPrompts | None:
+def _layer_pool(parts: Sequence[Tensor | None]) -> LayerPrompts | None:
     """One layer's pool of the parts (2, heads, prompt_length, head_dim)."""
     present = [part for part in parts if part is not None]
     if not present:
         return None
-    # (2, prefix_tokens, heads, head_dim); one prompt is used where it lies
-    pool = (present[0] if len(present) == 1 else torch.cat(present, 2)).transpose(1, 2)
-    if single:
-        return LayerPrompts(pool[0], pool[1], None)
-    bounds, end = [], 0
-    for part in parts:
-        start, end = end, end + (0 if part is None else part.shape[2])
-        bounds.append((start, end))
-    return LayerPrompts(pool[0], pool[1], torch.tensor(bounds, dtype=torch.int32, device=device))
+    # one prompt is used where it lies
+    pool = present[0] if len(present) == 1 else torch.cat(present, 2)
+    key, value = pool.transpose(1, 2).unbind()  # (prefix_tokens, heads, head_dim)
+    return LayerPrompts(key, value, None)
+
+
+def _with_bounds(
+    pools: Sequence[LayerPrompts | None],
+    by_layer: Sequence[Mapping[int, Tensor]],
+    device: torch.device,
+) -> list[LayerPrompts | None]:
+    """The pools with the rows of each prompt; layers with the same rows share a tensor."""
+    tensors: dict[tuple[int, ...], Tensor] = {}
+    bounded: list[LayerPrompts | None] = []
+    for layer, pool in enumerate(pools):
+        lengths = [parts[layer].shape[2] if layer in parts else 0 for parts in by_layer]
+        ends = (0, *accumulate(lengths))
+        if pool is not None and ends not in tensors:
+            bounds = list(pairwise(ends))
+            tensors[ends] = torch.tensor(bounds, dtype=torch.int32, device=device)
+        bounded.append(None if pool is None else pool._replace(prompt_bounds=tensors[ends]))
+    return bounded

@@ -78,7 +78,7 @@ def train(
         "train": asdict(config),
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }
-    lock = on_main(partial(_open_run, output_dir, run, resume, overwrite))
+    lock = on_main(partial(open_run, output_dir, run, resume, overwrite))
     module = prepare_module(model, name, config)
     try:
         metrics = fit(module, task, features, references, output_dir / CHECKPOINTS, config, resume)
@@ -94,7 +94,7 @@ def train(
     return metrics
 
 
-def _open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
+def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
     """Make the run's directory, or check that it may be continued or replaced.
 
     Returns:
@@ -193,7 +193,7 @@ def fit(
         arguments,
         *features,
         references,
-        _optimizer(module, config),
+        make_optimizer(module, config),
         packing=config.packing,
         token_budget=config.token_budget,
         save_steps=config.save_steps,
@@ -238,7 +238,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
     )
 
 
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; the head may have a learning rate of its own, and biases do not decay."""
     of_head = config.head_learning_rate
     rates = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ptv2 import checkpoints
-from ptv2.training import _open_run, train
+from ptv2.training import open_run, train
 from tests.test_training import CONFIG, DATA, encoder, new, stop_at
 from tests.test_training import checkpoints as checkpoints_of
 
@@ -108,7 +108,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(
 
 
 def test_two_runs_in_one_directory(encoder: Path, tmp_path: Path) -> None:
-    lock = _open_run(tmp_path / "run", {"train": {}}, resume=False, overwrite=False)
+    lock = open_run(tmp_path / "run", {"train": {}}, resume=False, overwrite=False)
     predictor, task = new(encoder)
     for options in ({"overwrite": True}, {"resume": True}):
         with pytest.raises(FileExistsError, match="output: another run is writing in"):

@@ -196,8 +196,13 @@ def test_layouts_agree() -> None:
     close(a.first(states), b.first(flat))
     close(a.mean(states), b.mean(flat))
     close(a.rows(states, -1.0), b.rows(flat, -1.0))
-    chosen, layout = b.select(flat, [4, 1])
-    assert [len(part) for part in layout.split(chosen)] == [12, 5]
-    close(layout.mean(chosen), a.mean(states)[[4, 1]])
+    for groups in ([[4, 1], [2]], [[0, 1], [2, 3, 4]], [list(range(len(LENGTHS)))]):
+        found, padded = b.groups(flat, groups), a.groups(states, groups)
+        for group, (part, layout), (rows, padded_layout) in zip(
+            groups, found, padded, strict=True
+        ):
+            assert [len(x) for x in layout.split(part)] == [LENGTHS[i] for i in group]
+            close(layout.mean(part), a.mean(states)[group])
+            close(padded_layout.mean(rows), a.mean(states)[group])
     empty = Packed(torch.tensor([0, 0, 2], dtype=torch.int32), 2, 2)
     assert empty.mean(torch.ones(1, 2, 3))[0].tolist() == [0, 0, 0]

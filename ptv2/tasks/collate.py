@@ -1,6 +1,6 @@
 """Batches for a model: sequences padded to one length, or packed one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,3 +75,29 @@ def split_logits(logits: Tensor, batch: dict[str, Any], lengths: Sequence[int]) 
     if "cu_seqlens" in batch:
         return list(logits[0].split(list(lengths)))
     return [row[:length] for row, length in zip(logits, lengths, strict=True)]
+
+
+def mix(tasks: Mapping[str, Task], batches: Mapping[str, Sequence[Feature]]) -> dict[str, Any]:
+    """One packed batch of several tasks' labelled features, for a forward with a task a sequence.
+
+    Args:
+        tasks: by name.
+        batches: features of each task, by its name.
+
+    Returns:
+        Model inputs as `pack` makes them; "task", the name of each sequence's; "labels", one a
+        sequence, None for those of a feature after its first.
+    """
+    sequences: list[Feature] = []
+    names: list[str] = []
+    labels: list[Any] = []
+    for name, features in batches.items():
+        columns = tasks[name].label_columns
+        for feature in features:
+            own = tasks[name].sequences(feature)
+            label = [feature[column] for column in columns]
+            sequences += own
+            names += [name] * len(own)
+            labels += [torch.tensor(label[0] if len(label) == 1 else label)]
+            labels += [None] * (len(own) - 1)
+    return pack(sequences) | {"task": names, "labels": labels}
