@@ -38,6 +38,22 @@ def print_fields(fields: Mapping[str, str]) -> None:
     Console().print(table)
 
 
+def print_sweep(table: Mapping[str, Any]) -> None:
+    """The runs of a sweep, as `sweep.json` holds them."""
+    shown = Table("run", "metric")
+    for column in ("score", "epoch"):
+        shown.add_column(column, justify="right")
+    shown.add_column("")
+    for row in table["runs"]:
+        score = "" if row["score"] is None else f"{row['score']:.4f}"
+        epoch = "" if row["epoch"] is None else str(row["epoch"])
+        notes = ["best"] if row["name"] in table["best"] else []
+        if row["diverged_at_step"] is not None:
+            notes.append(f"diverged at step {row['diverged_at_step']}")
+        shown.add_row(escape(row["name"]), row["metric"], score, epoch, ", ".join(notes))
+    Console().print(shown)
+
+
 def size_kb(directory: Path) -> float:
     """Kilobytes (1000) of a saved prompt's tensors for use, without those to resume training."""
     return (directory / "prompt.safetensors").stat().st_size / 1e3

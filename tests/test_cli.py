@@ -276,3 +276,96 @@ def test_an_unknown_backbone(work: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "run", "--backbone", tmp_path / "nowhere")
     assert "nowhere" in fails(*training(work, *SENTIMENT), *output)
     assert not (tmp_path / "run").exists()
+
+
+def sweeping(work: Path, *extra: object) -> list[object]:
+    return ["sweep", "--backbone", work / "encoder", "--epochs", 1, *extra]
+
+
+def test_a_sweep_of_repeated_options(work: Path, tmp_path: Path) -> None:
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    grid = ("--learning-rate", 1e-2, "--learning-rate", 3e-2, "--prompt-length", 3, "--seed", 0)
+    grid += ("--seed", 1, "--layers", "0,1")
+    output = tmp_path / "sweep"
+    result = ptv2(*sweeping(work, *SENTIMENT, *data, *grid, "--output", output))
+    assert result.exit_code == 0, result.output
+    table = json.loads((output / "sweep.json").read_text())
+    names = ["lr1e-2-seed0", "lr1e-2-seed1", "lr3e-2-seed0", "lr3e-2-seed1"]
+    assert [row["name"] for row in table["runs"]] == names
+    assert all(name in result.stdout for name in names)
+    assert result.stdout.count("best") == 1
+    text = ptv2("predict", "--prompt", output / "best", "--text", "a great film")
+    assert table["best"][0] in json.loads(text.stdout)["answers"]
+
+    one = ptv2(*sweeping(work, *SENTIMENT, *data, "--output", tmp_path / "one"))
+    assert one.exit_code == 0, one.output
+    assert (tmp_path / "one" / "run" / "prompt.safetensors").exists()
+
+
+def test_a_sweep_by_plan(work: Path, tmp_path: Path) -> None:
+    data = f"train = '{work / 'train.jsonl'}'\nvalidation = '{work / 'dev.jsonl'}'\nepochs = 1\n"
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f"""
+        [mood]
+        task = "sequence-classification"
+        prompt_length = 3
+        shared = "both"
+        {data}
+        [cities]
+        task = "token-classification"
+        prompt_length = 3
+        shared = "both"
+        {data}
+        [mood-again]
+        task = "sequence-classification"
+        start_from = '{work / "sentiment"}'
+        prompt_length = 4
+        learning_rate = [1e-3, 1e-2]
+        {data}
+        """
+    )
+    options = ("sweep", "--backbone", work / "encoder", "--plan", plan)
+    result = ptv2(*options, "--output", tmp_path / "sweep")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert [(row["name"], row["data"], row["metric"]) for row in rows] == [
+        ("mood", 0, "accuracy"),
+        ("cities", 1, "f1"),
+        ("mood-again-lr1e-3", 0, "accuracy"),
+        ("mood-again-lr1e-2", 0, "accuracy"),
+    ]
+    for change, message in (
+        ("[mood]\ntask = 'x'", "plan: mood: expected train, a text, got None"),
+        (f"[mood]\ntask = 'x'\n{data}", "task: expected one of sequence-classification, "),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}lr = 1",
+            "plan: a: 'lr' is unknown, expected some of",
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}pooling = 'first'",
+            "plan: a: pooling: token",
+        ),
+        (f"[a]\ntask = 'token-classification'\n{data}seed = []", "seed: expected a list of dist"),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}batch_size = 'x'",
+            "plan: a: a setting has a wrong type: ",
+        ),
+        ("mood = 1", "plan: expected tables such as [mood], got mood = 1"),
+        ("mood", f"plan: {plan} is not TOML: "),
+    ):
+        plan.write_text(change)
+        assert fails(*options, "--output", tmp_path / "other").startswith(message[:40])
+    assert not (tmp_path / "other").exists()
+
+
+def test_sweeps_that_are_refused(work: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "sweep")
+    assert fails(*sweeping(work, *output)) == "task: expected --task or a --plan"
+    plan = ("--plan", tmp_path / "plan.toml")
+    message = fails(*sweeping(work, *output, *plan))
+    assert message == "epochs: the plan says it, expected none with --plan"
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    message = fails(*sweeping(work, *CITIES, *data, *output, "--text-column", "text"))
+    assert message == "text_column: token-classification reads no such column, expected none"
+    assert not (tmp_path / "sweep").exists()

@@ -3,6 +3,7 @@
 import typer
 
 from .show import demo, info
+from .sweep import sweep
 from .train import train
 from .use import evaluate_prompt, predict
 
@@ -12,6 +13,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(train)
+app.command()(sweep)
 app.command("eval")(evaluate_prompt)
 app.command()(predict)
 app.command()(info)

@@ -22,7 +22,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def reported(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError, NotImplementedError) as error:
+        except (ValueError, OSError, ImportError, NotImplementedError) as error:
             message = next(iter(str(error).splitlines()), type(error).__name__)
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(2) from error

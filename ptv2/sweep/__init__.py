@@ -13,11 +13,12 @@ from ..training import CHECKPOINTS, open_run
 from .features import prepare
 from .learner import start_learners
 from .loop import Loop
+from .plan import read_plan, runs_of_plan
 from .plot import require_matplotlib
 from .results import Results
 from .runs import Run, check_runs, grid
 
-__all__ = ["Run", "grid", "sweep"]
+__all__ = ["Run", "grid", "read_plan", "runs_of_plan", "sweep"]
 
 
 def sweep(

@@ -64,7 +64,9 @@ class Loop:
             while going := [learner for learner in self.learners if learner.going]:
                 runs = sum(len(learner.runs) for learner in going)
                 step = going[0].step  # all have taken as many
-                progress.update(bar, completed=step, description=f"{runs} of {len(self.tasks)}")
+                progress.update(
+                    bar, completed=step, description=f"{runs} of {len(self.tasks)} runs"
+                )
                 self._step(going)
                 ended = [x for x in going if x.epoch_ended and x.diverged is None]
                 if ended:

@@ -12,12 +12,15 @@ from datasets import Dataset
 
 from ..config import PromptConfig, check_task_name
 from ..model import PromptModel
-from ..tasks import Task
+from ..tasks import TASKS, Task
 from ..train_config import TrainConfig
 from ..training import CHECKPOINTS
 
 BEST = "best"
 _RESERVED = (BEST, CHECKPOINTS)
+_OF_DATA = {"task", "labels", *(name for task in TASKS.values() for name in task.prompt_fields)}
+PROMPT_SETTINGS = {f.name for f in fields(PromptConfig)} - _OF_DATA
+TRAIN_SETTINGS = {f.name for f in fields(TrainConfig)}
 _ABBREVIATIONS = {
     "learning_rate": "lr",
     "head_learning_rate": "head-lr",
@@ -75,13 +78,12 @@ def grid(
 
     Args:
         prompt, train: the settings that all have.
-        axes: the values of a field of either, as `learning_rate=(1e-2, 2e-2)`.
+        axes: the values of a setting of either, as `learning_rate=(1e-2, 2e-2)`.
 
     Raises:
-        ValueError: an axis is no field, or has no values or one twice.
+        ValueError: an axis is no setting, or has no values, one twice or one out of its range.
     """
-    of_prompt = {f.name for f in fields(PromptConfig)} - {"task", "labels"}
-    known = of_prompt | {f.name for f in fields(TrainConfig)}
+    known = PROMPT_SETTINGS | TRAIN_SETTINGS
     if not axes:
         raise ValueError("axes: expected at least one setting with its values, got none")
     for name, values in axes.items():
@@ -93,8 +95,8 @@ def grid(
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = "-".join(_setting_name(*setting) for setting in chosen.items())
-        own = {key: value for key, value in chosen.items() if key in of_prompt}
-        rest = {key: value for key, value in chosen.items() if key not in of_prompt}
+        own = {key: value for key, value in chosen.items() if key in PROMPT_SETTINGS}
+        rest = {key: value for key, value in chosen.items() if key in TRAIN_SETTINGS}
         found[name] = (replace(prompt, **own), replace(train, **rest))
     return found
 
@@ -108,7 +110,7 @@ def _setting_name(name: str, value: Any) -> str:
         return short + (f"{number}e{exponent}" if exponent < 0 else number + "0" * exponent)
     if type(value) is int:
         return f"{short}{value}"
-    text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return f"{short}-{text.lower()}"
 
 

@@ -1,0 +1,146 @@
+"""`ptv2 sweep`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..model import PromptModel
+from ..predictor import Predictor
+from ..report import print_sweep
+from ..sweep import read_plan, runs_of_plan
+from ..sweep import sweep as train_runs
+from ..tasks import TASKS
+from .options import (
+    DATA,
+    AnswersColumn,
+    ChoicesColumn,
+    ContextColumn,
+    LabelColumn,
+    MaxLength,
+    Overwrite,
+    QuestionColumn,
+    TagsColumn,
+    TextColumn,
+    TextPairColumn,
+    TokensColumn,
+    columns_of,
+    layer_numbers,
+    option,
+    reports_errors,
+)
+
+Texts = list[str] | None
+Numbers = list[float] | None
+Counts = list[int] | None
+
+
+@reports_errors
+def sweep(
+    backbone: Annotated[str, option("Directory or name of the encoder.")],
+    output: Annotated[Path, option("Directory for the prompts, the table and the plot.")],
+    plan: Annotated[
+        Path | None, option("TOML file with a table for each data set, instead of the options.")
+    ] = None,
+    task: Annotated[str | None, option(f"Kind of task: {' or '.join(TASKS)}.")] = None,
+    train: Annotated[str | None, option(DATA)] = None,
+    validation: Annotated[str | None, option("As --train; it picks the best epoch.")] = None,
+    train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
+    validation_split: Annotated[
+        str | None, option("Split of a named dataset: validation.")
+    ] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    label_column: LabelColumn = None,
+    tokens_column: TokensColumn = None,
+    tags_column: TagsColumn = None,
+    question_column: QuestionColumn = None,
+    context_column: ContextColumn = None,
+    answers_column: AnswersColumn = None,
+    choices_column: ChoicesColumn = None,
+    max_length: MaxLength = None,
+    prompt_length: Annotated[Counts, option("Prompt keys and values in each layer.")] = None,
+    parametrization: Annotated[Texts, option("direct or mlp.")] = None,
+    injection: Annotated[Texts, option("key-value or hidden-state.")] = None,
+    layers: Annotated[Texts, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
+    init_std: Annotated[Numbers, option("Spread of the prompt at the start.")] = None,
+    pooling: Annotated[Texts, option("mean or first, for one label a text.")] = None,
+    learning_rate: Annotated[Numbers, option("Peak of the schedule.")] = None,
+    head_learning_rate: Annotated[Numbers, option("The head's, if another.")] = None,
+    epochs: Annotated[Counts, option("Passes over the data.")] = None,
+    batch_size: Annotated[Counts, option("Examples a step.")] = None,
+    warmup_ratio: Annotated[Numbers, option("Share of the steps.")] = None,
+    scheduler: Annotated[Texts, option("A schedule of transformers.")] = None,
+    weight_decay: Annotated[Numbers, option("Of AdamW.")] = None,
+    seed: Annotated[Counts, option("Of everything random.")] = None,
+    precision: Annotated[str | None, option("fp32 or bf16, for all.")] = None,
+    backbone_dropout: Annotated[
+        bool | None, option("The frozen encoder's own dropout, for all.")
+    ] = None,
+    plot: Annotated[bool, option("Draw the curves (with matplotlib).", "--plot")] = False,
+    resume: Annotated[bool, option("Go on with a sweep that was stopped.", "--resume")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train many prompts at once on one encoder: every combination of repeated options, or a plan.
+
+    In the plan, a list of values is what a repeated option is here.
+    """
+    columns = {
+        "text_column": text_column,
+        "text_pair_column": text_pair_column,
+        "label_column": label_column,
+        "tokens_column": tokens_column,
+        "tags_column": tags_column,
+        "question_column": question_column,
+        "context_column": context_column,
+        "answers_column": answers_column,
+        "choices_column": choices_column,
+    }
+    settings = {
+        "prompt_length": prompt_length,
+        "parametrization": parametrization,
+        "injection": injection,
+        "layers": [layer_numbers(text) for text in layers or []],
+        "init_std": init_std,
+        "pooling": pooling,
+        "learning_rate": learning_rate,
+        "head_learning_rate": head_learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "warmup_ratio": warmup_ratio,
+        "scheduler": scheduler,
+        "weight_decay": weight_decay,
+        "seed": seed,
+    }
+    entry: dict[str, Any] = {
+        "task": task,
+        "train": train,
+        "validation": validation,
+        "train_split": train_split,
+        "validation_split": validation_split,
+        "precision": precision,
+        "backbone_dropout": backbone_dropout,
+        **{name: _one_or_all(given) for name, given in settings.items() if given},
+        **columns,
+    }
+    entry = {name: given for name, given in entry.items() if given is not None}
+    if plan is not None and entry:
+        raise ValueError(f"{next(iter(entry))}: the plan says it, expected none with --plan")
+    if plan is None:
+        for name in ("task", "train", "validation"):
+            if name not in entry:
+                raise ValueError(f"{name}: expected --{name} or a --plan")
+        columns_of(entry["task"], **columns)
+    entries = {"": entry} if plan is None else read_plan(plan)
+    predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
+    runs = runs_of_plan(predictor, entries)
+    table = train_runs(
+        predictor.model, runs, output, resume=resume, overwrite=overwrite, plot=plot
+    )
+    print_sweep(table)
+    typer.echo(f"saved in {output}")
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """A setting that is given once is no axis of the grid."""
+    return values[0] if len(values) == 1 else values
