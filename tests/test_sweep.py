@@ -393,7 +393,6 @@ def test_a_plot_needs_matplotlib(
 
 
 def test_the_plot(encoder: Path, tmp_path: Path, make: Callable[..., Run]) -> None:
-    pytest.importorskip("matplotlib")
     runs = [make("a"), make("b", seed=1), make("tags", "tags")]
     sweep(new(encoder), runs, tmp_path / "sweep", plot=True)
     assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")

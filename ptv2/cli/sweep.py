@@ -8,7 +8,7 @@ import typer
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..report import print_sweep
-from ..sweep import read_plan, runs_of_plan
+from ..sweep import has_matplotlib, read_plan, runs_of_plan
 from ..sweep import sweep as train_runs
 from ..tasks import TASKS
 from .options import (
@@ -20,11 +20,12 @@ from .options import (
     MaxLength,
     Overwrite,
     QuestionColumn,
+    Stride,
     TagsColumn,
     TextColumn,
     TextPairColumn,
     TokensColumn,
-    columns_of,
+    fields_of,
     layer_numbers,
     option,
     reports_errors,
@@ -58,6 +59,7 @@ def sweep(
     context_column: ContextColumn = None,
     answers_column: AnswersColumn = None,
     choices_column: ChoicesColumn = None,
+    stride: Stride = None,
     max_length: MaxLength = None,
     prompt_length: Annotated[Counts, option("Prompt keys and values in each layer.")] = None,
     parametrization: Annotated[Texts, option("direct or mlp.")] = None,
@@ -77,7 +79,9 @@ def sweep(
     backbone_dropout: Annotated[
         bool | None, option("The frozen encoder's own dropout, for all.")
     ] = None,
-    plot: Annotated[bool, option("Draw the curves (with matplotlib).", "--plot")] = False,
+    plot: Annotated[
+        bool | None, option("Draw the curves; done if matplotlib is installed.")
+    ] = None,
     resume: Annotated[bool, option("Go on with a sweep that was stopped.", "--resume")] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -95,6 +99,7 @@ def sweep(
         "context_column": context_column,
         "answers_column": answers_column,
         "choices_column": choices_column,
+        "stride": stride,
     }
     settings = {
         "prompt_length": prompt_length,
@@ -130,14 +135,17 @@ def sweep(
         for name in ("task", "train", "validation"):
             if name not in entry:
                 raise ValueError(f"{name}: expected --{name} or a --plan")
-        columns_of(entry["task"], **columns)
+        fields_of(entry["task"], **columns)
     entries = {"": entry} if plan is None else read_plan(plan)
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
     runs = runs_of_plan(predictor, entries)
+    drawn = has_matplotlib() if plot is None else plot
     table = train_runs(
-        predictor.model, runs, output, resume=resume, overwrite=overwrite, plot=plot
+        predictor.model, runs, output, resume=resume, overwrite=overwrite, plot=drawn
     )
     print_sweep(table)
+    if plot is None and not drawn:
+        typer.echo("no plot: pip install 'ptv2[plot]'")
     typer.echo(f"saved in {output}")
 
 

@@ -14,11 +14,11 @@ from .features import prepare
 from .learner import start_learners
 from .loop import Loop
 from .plan import read_plan, runs_of_plan
-from .plot import require_matplotlib
+from .plot import has_matplotlib, require_matplotlib
 from .results import Results
 from .runs import Run, check_runs, grid
 
-__all__ = ["Run", "grid", "read_plan", "runs_of_plan", "sweep"]
+__all__ = ["Run", "grid", "has_matplotlib", "read_plan", "runs_of_plan", "sweep"]
 
 
 def sweep(

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
+def has_matplotlib() -> bool:
+    """Whether a plot can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """Raise an ImportError that says how to install it, unless matplotlib is there."""
-    if find_spec("matplotlib") is None:
+    if not has_matplotlib():
         raise ImportError("plot: matplotlib is not installed; pip install 'ptv2[plot]'")
 
 
