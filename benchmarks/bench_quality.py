@@ -40,9 +40,11 @@ from ptv2.demo import encoder_directory
 from ptv2.heads import Head
 from ptv2.layout import Padded
 from ptv2.outputs import task_output
+from ptv2.run_directory import environment
+from ptv2.storage import write_json
 from ptv2.tasks import Task, load_data, make_task
 from ptv2.train_config import TrainConfig
-from ptv2.training import environment, fit, write_json
+from ptv2.training import fit
 
 Method = Callable[[Task, PromptConfig], nn.Module]
 

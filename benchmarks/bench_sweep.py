@@ -29,7 +29,8 @@ from ptv2 import PromptConfig, PromptModel
 from ptv2.predictor import Predictor
 from ptv2.sweep import Run, grid, sweep
 from ptv2.tasks import load_data, make_task
-from ptv2.training import TrainConfig, train
+from ptv2.train_config import TrainConfig
+from ptv2.training import train
 
 
 def together(model: PromptModel, runs: Sequence[Run]) -> None:

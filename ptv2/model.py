@@ -19,15 +19,15 @@ from .families import (
     family_of,
     geometry_of,
     number_layers,
-    position_ids_of,
     project_hidden_states,
 )
 from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
+from .inputs import check_inputs, flatten_choices, pack_inputs, task_labels
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
 from .prompts import Prompt, pool_prompts
-from .task_model import TaskModel, leave_out_backbone, require_nonreentrant_checkpointing
+from .task_model import TaskModel, leave_out_backbone
 
 _WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 """What says where a pretrained model lies, for its configuration as for its weights."""
@@ -222,10 +222,10 @@ class PromptModel(nn.Module):
             "inputs_embeds": inputs_embeds,
         }
         inputs = {name: value for name, value in arguments.items() if value is not None}
-        self._check_inputs(inputs)
-        packed = self._pack(inputs, cu_seqlens, max_seqlen)
+        check_inputs(self.backbone, self._accepted, inputs)
+        packed = pack_inputs(self.backbone, inputs, cu_seqlens, max_seqlen)
         if isinstance(task, str):
-            wanted = _task_labels(self._config(task), labels, start_positions, end_positions)
+            wanted = task_labels(self._config(task), labels, start_positions, end_positions)
             return self._forward_task(task, inputs, packed, choices, wanted, output_hidden_states)
         if start_positions is not None or end_positions is not None:
             raise ValueError("start_positions: expected one task's name in task, got a list")
@@ -236,27 +236,6 @@ class PromptModel(nn.Module):
                 raise ValueError("labels: the bare backbone has no loss, expected None")
             return self._encode(inputs, packed, [], None, output_hidden_states)
         return self._forward_rows(list(task), inputs, packed, labels, output_hidden_states)
-
-    def _pack(
-        self, inputs: dict[str, Tensor], cu_seqlens: Tensor | None, max_seqlen: int | None
-    ) -> Packed | None:
-        """How a packed batch lies; its position ids join the inputs."""
-        if cu_seqlens is None:
-            if max_seqlen is not None:
-                raise ValueError("max_seqlen: expected cu_seqlens with it")
-            return None
-        if "attention_mask" in inputs:
-            raise ValueError("attention_mask: a packed batch has no padding, expected None")
-        for name, value in inputs.items():
-            if value.shape[0] != 1 or value.dim() != (3 if name == "inputs_embeds" else 2):
-                shape = tuple(value.shape)
-                raise ValueError(f"{name}: expected (1, tokens) with cu_seqlens, got {shape}")
-        tokens = next(iter(inputs.values())).shape[1]
-        packed = Packed(cu_seqlens, tokens if max_seqlen is None else max_seqlen, tokens)
-        if "position_ids" not in inputs:
-            ids = inputs.get("input_ids")
-            inputs["position_ids"] = position_ids_of(self.backbone, ids, packed)
-        return packed
 
     def _forward_task(
         self,
@@ -270,7 +249,7 @@ class PromptModel(nn.Module):
         config = self.tasks[name]
         if config.task == "multiple-choice":
             if packed is None:
-                inputs, choices = _flatten_choices(inputs, choices)
+                inputs, choices = flatten_choices(inputs, choices)
             elif choices is None or (len(packed.cu_seqlens) - 1) % choices:
                 raise ValueError(
                     f"choices: expected a divisor of the {len(packed.cu_seqlens) - 1} sequences "
@@ -341,24 +320,6 @@ class PromptModel(nn.Module):
             raise UnknownTaskError(f"task: {name!r} is unknown; the model's tasks are: {known}")
         return self.tasks[name]
 
-    def _check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
-        if ("input_ids" in inputs) == ("inputs_embeds" in inputs):
-            raise ValueError("input_ids: expected either input_ids or inputs_embeds")
-        if getattr(self.backbone.config, "output_attentions", False):
-            raise NotImplementedError("output_attentions: attention weights are never computed")
-        for name, value in inputs.items():
-            if value.numel() == 0:
-                raise ValueError(
-                    f"{name}: expected at least one row and token, got {tuple(value.shape)}"
-                )
-            if name not in self._accepted:
-                raise ValueError(
-                    f"{name}: {self.backbone.config.model_type} has none and would ignore it, "
-                    "expected None"
-                )
-        if self.backbone.training:
-            require_nonreentrant_checkpointing(self.backbone)
-
     def save_task(self, name: str, directory: str | PathLike[str]) -> None:
         """Save a task's prompt and head; an asset that is there is replaced in one step.
 
@@ -395,39 +356,3 @@ class PromptModel(nn.Module):
         prompt, head = asset.build(self.geometry)
         self._install(name, prompt.config, prompt, head)
         return name
-
-
-def _flatten_choices(
-    inputs: dict[str, Tensor], choices: int | None
-) -> tuple[dict[str, Tensor], int]:
-    """(rows, choices, length) -> (rows * choices, length), and the number of choices."""
-    for argument, value in inputs.items():
-        if value.dim() < (4 if argument == "inputs_embeds" else 3):
-            shape = tuple(value.shape)
-            raise ValueError(f"{argument}: expected (rows, choices, length), got {shape}")
-    found = next(iter(inputs.values())).shape[1]
-    if choices not in (None, found):
-        raise ValueError(f"choices: expected {found}, as in the inputs, or None, got {choices}")
-    return {argument: value.flatten(0, 1) for argument, value in inputs.items()}, found
-
-
-def _task_labels(
-    config: PromptConfig,
-    labels: Tensor | Sequence[Any] | None,
-    start: Tensor | None,
-    end: Tensor | None,
-) -> Tensor | None:
-    """Labels as the task's loss takes them: question answering has a start and an end."""
-    if config.task != "question-answering":
-        if start is not None or end is not None:
-            raise ValueError(f"start_positions: {config.task} takes labels, expected None")
-        if labels is not None and not isinstance(labels, Tensor):
-            raise ValueError(f"labels: expected a tensor, got {type(labels).__name__}")
-        return labels
-    if labels is not None:
-        raise ValueError("labels: expected start_positions and end_positions, got labels")
-    if start is None and end is None:
-        return None
-    if start is None or end is None:
-        raise ValueError("start_positions: expected start_positions and end_positions together")
-    return torch.stack((start, end), 1)

@@ -5,12 +5,14 @@ commits them; then they are moved into place. A reader looks into the committed 
 wherever a save was killed it sees the old files or the new ones, whole.
 """
 
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _COMMITTED, _STAGED = ".committed", ".staged-"
 
@@ -78,3 +80,15 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: the old content stays until the new one is whole."""
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -4,16 +4,11 @@ A run's directory holds the saved prompt, `run_config.json` and `metrics.json`, 
 the run is done, and `checkpoints/`, from which a run that was stopped goes on.
 """
 
-import fcntl
-import json
 import os
-import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from .assets import CARD, is_asset
 from .checkpoints import newest
 from .model import PromptModel
 from .predictor import Predictor
 from .processes import on_main
+from .run_directory import CHECKPOINTS, METRICS, RUN_CONFIG, environment, open_run
+from .storage import write_json
 from .task_model import TaskModel
 from .tasks import Task
 from .train_config import TrainConfig
 from .trainer import PromptTrainer
-
-CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
 
 
 def train(
@@ -94,62 +88,12 @@ def train(
     return metrics
 
 
-def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
-    """Make the run's directory, or check that it may be continued or replaced.
-
-    Returns:
-        An open file that holds a lock on the directory, so that no other run writes there.
-    """
-    started = output_dir / CHECKPOINTS / RUN_CONFIG
-    if resume and not started.is_file():
-        raise FileNotFoundError(f"resume: there is no run in {output_dir}")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise FileExistsError(f"output: {output_dir} is a file, expected a directory")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if resume:
-            _check_same_run(json.loads(started.read_text()), json.loads(json.dumps(run)))
-        else:
-            _start_run(output_dir, started, run, overwrite)
-    except BlockingIOError:
-        os.close(lock)
-        raise FileExistsError(f"output: another run is writing in {output_dir}") from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: bool) -> None:
-    if any(output_dir.iterdir()):
-        if not overwrite:
-            hint = "resume it or overwrite it" if started.is_file() else "overwrite it"
-            raise FileExistsError(f"output: {output_dir} is not empty; choose another, or {hint}")
-        for name, ours in ((CHECKPOINTS, started.is_file()), (CARD, is_asset(output_dir))):
-            if (output_dir / name).exists() and not ours:
-                raise FileExistsError(f"output: {output_dir} has a {name} that is not of a run")
-        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-    started.parent.mkdir(parents=True)
-    write_json(started, run)
-
-
 def _write_run(
     model: PromptModel, name: str, output_dir: Path, run: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     model.save_task(name, output_dir)
     write_json(output_dir / RUN_CONFIG, run)
     write_json(output_dir / METRICS, metrics)
-
-
-def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "") -> None:
-    for key in before | now:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _check_same_run(old, new, f"{path}{key}.")
-        elif old != new:
-            raise ValueError(f"resume: the run was started with {path}{key} = {old}, got {new}")
 
 
 def prepare_module(model: PromptModel, name: str, config: TrainConfig) -> TaskModel:
@@ -296,28 +240,3 @@ def evaluate(predictor: Predictor, name: str, task: Task, data: Dataset) -> dict
         "majority": task.majority(references),
         "examples": len(answers),
     }
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on beside its settings."""
-    from . import __version__
-
-    return {
-        "ptv2": __version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "datasets")},
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: the old content stays until the new one is whole."""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

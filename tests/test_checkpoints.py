@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ptv2 import checkpoints
-from ptv2.training import open_run, train
+from ptv2.run_directory import open_run
+from ptv2.training import train
 from tests.test_training import CONFIG, DATA, encoder, new, stop_at
 from tests.test_training import checkpoints as checkpoints_of
 

@@ -367,5 +367,5 @@ def test_sweeps_that_are_refused(work: Path, tmp_path: Path) -> None:
     assert message == "epochs: the plan says it, expected none with --plan"
     data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
     message = fails(*sweeping(work, *CITIES, *data, *output, "--text-column", "text"))
-    assert message == "text_column: token-classification reads no such column, expected none"
+    assert message == "text_column: token-classification has no such option, expected none"
     assert not (tmp_path / "sweep").exists()

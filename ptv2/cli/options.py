@@ -8,8 +8,8 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from ..storage import write_text
 from ..tasks import TASKS
-from ..training import write_text
 
 P = ParamSpec("P")
 R = TypeVar("R")

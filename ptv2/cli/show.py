@@ -10,7 +10,7 @@ import typer
 from ..assets import read_asset
 from ..demo import run as run_demo
 from ..report import print_fields, scores_of
-from ..training import METRICS
+from ..run_directory import METRICS
 from .options import option, reports_errors
 
 

@@ -11,8 +11,9 @@ from ..assets import read_asset
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..report import print_scores
+from ..storage import write_json
 from ..tasks import load_data
-from ..training import evaluate, write_json
+from ..training import evaluate
 from .options import (
     DATA,
     AnswersColumn,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..model import PromptModel
-from ..training import CHECKPOINTS, open_run
+from ..run_directory import CHECKPOINTS, open_run
 from .features import prepare
 from .learner import start_learners
 from .loop import Loop

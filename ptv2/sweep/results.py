@@ -9,7 +9,8 @@ from typing import Any
 
 from ..assets import CARD, is_asset
 from ..model import PromptModel
-from ..training import METRICS, RUN_CONFIG, environment, write_json
+from ..run_directory import METRICS, RUN_CONFIG, environment
+from ..storage import write_json
 from .features import Features
 from .learner import Learner
 from .plot import save_plot

@@ -12,9 +12,9 @@ from datasets import Dataset
 
 from ..config import PromptConfig, check_task_name
 from ..model import PromptModel
+from ..run_directory import CHECKPOINTS
 from ..tasks import TASKS, Task
 from ..train_config import TrainConfig
-from ..training import CHECKPOINTS
 
 BEST = "best"
 _RESERVED = (BEST, CHECKPOINTS)
