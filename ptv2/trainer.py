@@ -37,6 +37,9 @@ class PromptTrainer(Trainer):
         packing: batches without a padding token.
         token_budget: tokens a batch at most, instead of a number of examples.
         save_steps: a checkpoint every so many steps, besides those at an epoch's end.
+
+    Raises:
+        NotImplementedError: accelerate is set to FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -76,6 +79,11 @@ class PromptTrainer(Trainer):
             optimizers=(optimizer, None),
             callbacks=[_Epochs(self.batches), _Saves(save_steps)],
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise NotImplementedError(
+                "accelerate: FSDP and DeepSpeed would shard a frozen backbone, and the optimizer "
+                "that holds prompt and head would not see it; expected plain torchrun (DDP)"
+            )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of like length."""

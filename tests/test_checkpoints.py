@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 
 from ptv2 import checkpoints
 from ptv2.run_directory import open_run
@@ -132,3 +133,17 @@ def test_publishing_and_discarding(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".staged", "checkpoint-2", "checkpoint-9",
     ]  # fmt: skip
+
+
+def test_sharding_is_refused(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sharded(self: Trainer) -> None:
+        create(self)
+        self.is_fsdp_enabled = True
+
+    create = Trainer.create_accelerator_and_postprocess
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    predictor, task = new(encoder)
+    with pytest.raises(NotImplementedError, match="accelerate: FSDP and DeepSpeed would shard"):
+        train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
