@@ -79,6 +79,10 @@ class PromptTrainer(Trainer):
             optimizers=(optimizer, None),
             callbacks=[_Epochs(self.batches), _Saves(save_steps)],
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, and refuse one that shards parameters."""
+        super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise NotImplementedError(
                 "accelerate: FSDP and DeepSpeed would shard a frozen backbone, and the optimizer "

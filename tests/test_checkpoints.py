@@ -140,7 +140,7 @@ def test_sharding_is_refused(
 ) -> None:
     def sharded(self: Trainer) -> None:
         create(self)
-        self.is_fsdp_enabled = True
+        self.is_fsdp_enabled = True  # as `accelerate launch --use_fsdp` sets it
 
     create = Trainer.create_accelerator_and_postprocess
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
