@@ -29,6 +29,7 @@ from ptv2 import PromptConfig, PromptModel
 from ptv2.memory import Allocations
 from ptv2.tasks import Collator, SequenceClassification
 
+ENCODERS = ("MiniLM", "BERT-base")
 PROBLEMS = ((16, 128, 20), (32, 128, 64), (8, 512, 128))
 SENTENCES, SENTENCE_PROMPT = 32, 20
 POSITIONS = 640
@@ -193,11 +194,12 @@ def summary(results: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="has sst2/train.jsonl")
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--rounds", type=int, default=9, help="of the shortest; others have fewer")
     args = parser.parse_args()
     problems = ((2, 16, 3),) if args.toy else PROBLEMS
     results: dict[str, Any] = {"provenance": provenance(torch.device("cpu")), "cases": {}}
-    for name in ("MiniLM",) if args.toy else ("MiniLM", "BERT-base"):
+    for name in ENCODERS[:1] if args.toy else args.encoders:
         rounds = args.rounds if name == "MiniLM" else max(2, args.rounds // 3)
         cases = {
             f"{rows} x {length}, {prompt}": (prompt, {"padded": [random_batch(rows, length)]})
@@ -209,8 +211,8 @@ def main() -> None:
             found = measure(name, length, batches, 2 if args.toy else rounds)
             results["cases"][f"{name}, {label}"] = found
             print(name, label, {k: round(v, 3) for k, v in found["seconds"].items()}, flush=True)
-    results["summary"] = summary(results)
-    write_json(args.output, results)
+            results["summary"] = summary(results)
+            write_json(args.output, results)
     print("\n".join(results["summary"]))
 
 
