@@ -81,10 +81,12 @@ def runs_of(model: PromptModel, data: tuple[Dataset, Dataset], count: int, size:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="has sst2/train.jsonl")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    prompts, size, steps, rounds = (2, 4, 3, 1) if args.toy else (8, 4, 100, 3)
+    prompts, size, steps, rounds = (2, 4, 3, 1) if args.toy else (8, 4, args.steps, args.rounds)
     model = PromptModel.from_pretrained(get_model_path()).to(args.device)
     examples = load_data(args.data / "sst2" / "train.jsonl")
     last = steps * size

@@ -441,3 +441,12 @@ def test_grids_that_are_none(axes: dict[str, Any], message: str) -> None:
     prompt = PromptConfig(task="sequence-classification", labels=("a", "b"))
     with pytest.raises(ValueError, match=message):
         grid(prompt, TrainConfig(), **axes)
+
+
+def test_a_sweep_is_one_process(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Run]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(NotImplementedError, match="sweep: expected one process, got several"):
+        sweep(new(encoder), [make("a")], tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()

@@ -57,9 +57,14 @@ def sweep(
         FileExistsError: the directory is not empty, and neither resume nor overwrite is given.
         FileNotFoundError: there is no sweep to resume, or no prompt to start from.
         ImportError: there is no matplotlib to plot with.
+        NotImplementedError: several processes were started.
         ValueError: runs cannot train together or do not fit the model or their data, or the sweep
             to resume has other settings.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise NotImplementedError(
+            "sweep: expected one process, got several; train runs in several"
+        )
     if plot:
         require_matplotlib()
     check_runs(model, runs)
