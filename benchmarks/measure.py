@@ -30,7 +30,7 @@ NOT_SOURCES = (":!/benchmarks/results", ":!/kernels/ptv2_kernels/tiles/nvidia-*"
 def provenance(device: torch.device) -> dict[str, Any]:
     """Device, versions and commit."""
     root = Path(__file__).parent
-    names = ("torch", "triton", "transformers", "numpy", "flash-attn")
+    names = ("torch", "triton", "transformers", "numpy", "flash-attn", "peft")
     return {
         "device": device_name(device),
         "capability": torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
