@@ -74,6 +74,9 @@ class PromptConfig:
             raise ValueError(f"labels: expected at least one for {self.task}, got none")
         if self.task not in _LABELLED and self.labels:
             raise ValueError(f"labels: expected none for {self.task}, got {self.labels}")
+        for name in ("multi_label", "no_answer"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.multi_label and self.task != "sequence-classification":
             raise ValueError(f"multi_label: expected False for {self.task}, got True")
         if self.no_answer and self.task != "question-answering":

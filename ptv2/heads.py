@@ -67,7 +67,7 @@ class Head(nn.Module):
                 wanted = labels.to(torch.float32)
                 return F.binary_cross_entropy_with_logits(logits.float(), wanted)
             case "sequence-classification" if len(self.config.labels) == 1:
-                return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
+                return F.mse_loss(logits.float().squeeze(-1), labels.float().view(-1))
             case "token-classification":
                 return cross_entropy(logits.flatten(0, 1), labels.flatten())
             case _:

@@ -71,7 +71,8 @@ class Predictor:
         Args:
             requests: the input is what `prepare_inputs` of the kind of task takes: a text or a
                 (text, text_pair); for a token classification a list of words, or a text, which
-                is split at its spaces.
+                is split at its spaces; for question answering a (question, context); for a
+                multiple choice a (question, choices).
 
         Returns:
             One answer a request, in their order.

@@ -44,7 +44,8 @@ def train(
 
     Args:
         name: of the task in the model.
-        task: how the data is read; its labels are the task's.
+        task: how the data is read; its labels, and what else a prompt's configuration keeps of
+            the data, are those of the model's task.
         data: training and validation examples.
         output_dir: the run's directory.
         resume: go on from the last checkpoint there, to bitwise the same end as without a stop.
@@ -59,8 +60,10 @@ def train(
         ValueError: the data does not fit the task, or the run to resume has other settings.
     """
     config = config or TrainConfig()
-    if model.tasks[name].labels != task.labels:
-        raise ValueError(f"labels: expected {model.tasks[name].labels}, got {task.labels}")
+    for field in ("labels", *task.prompt_fields):
+        expected, got = getattr(model.tasks[name], field), getattr(task, field)
+        if expected != got:
+            raise ValueError(f"{field}: expected {expected}, got {got}")
     output_dir = Path(output_dir).resolve()
     features = task.prepare(data[0]), task.prepare(data[1])
     references = task.references(data[1])

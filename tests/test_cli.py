@@ -226,7 +226,7 @@ def test_a_long_text_is_cut_and_that_is_said(work: Path, caplog: pytest.LogCaptu
     prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
     result = ptv2("predict", *prompts, "--text", "film " * 50)
     assert result.exit_code == 0
-    assert caplog.messages.count("1 of 1 examples were cut to 32 tokens") == 1
+    assert caplog.messages.count("1 of 1 inputs were cut to 32 tokens") == 1
     tags = json.loads(result.stdout)["answers"]["cities"]["tags"]  # which reads windows instead
     assert (len(tags), tags.count(None)) == (50, 0)
 

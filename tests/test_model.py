@@ -17,6 +17,7 @@ CLASSIFY = PromptConfig(
 )
 TAG = PromptConfig(task="token-classification", labels=("O", "X"), prompt_length=3, init_std=1.0)
 REGRESS = PromptConfig(task="sequence-classification", labels=("score",), prompt_length=2)
+SEVERAL = PromptConfig("sequence-classification", ("a", "b", "c"), 2, multi_label=True)
 ANSWER = PromptConfig(task="question-answering", prompt_length=4, init_std=1.0)
 CHOOSE = PromptConfig(task="multiple-choice", prompt_length=4, init_std=1.0)
 EMBED = PromptConfig(task="feature-extraction", prompt_length=6, init_std=1.0)
@@ -111,6 +112,28 @@ def test_each_task_of_a_mixed_batch_has_its_own_mean_loss(model, batch):
     torch.testing.assert_close(out.losses["classify"], expected)
     torch.testing.assert_close(out.losses["tag"], F.cross_entropy(out.logits[1], tags))
     assert model(**batch, task=["classify"] * 4, labels=[None] * 4).losses is None
+
+
+def test_numbers_and_several_labels_in_a_mixed_batch(model, batch):
+    model.add_task("several", SEVERAL)
+    tasks, several = ["several", "regress", "classify", "regress"], torch.tensor([1.0, 0.0, 1.0])
+    out = model(**batch, task=tasks, labels=[several, 1.25, 2, 3])
+    expected = {
+        "several": F.binary_cross_entropy_with_logits(out.logits[0], several),
+        "regress": ((out.logits[1] - 1.25) ** 2 + (out.logits[3] - 3) ** 2)[0] / 2,
+        "classify": F.cross_entropy(out.logits[2], torch.tensor(2)),
+    }
+    for name, loss in expected.items():
+        torch.testing.assert_close(out.losses[name], loss)
+    total = sum(loss * tasks.count(name) for name, loss in expected.items())
+    torch.testing.assert_close(out.loss, total / 4)
+    torch.testing.assert_close(
+        model(**batch, task=tasks, labels=[[1, 0, 1], 1.25, 2, 3.0]).loss, out.loss
+    )
+    with pytest.raises(ValueError, match=r"labels: expected \(1, 3\), got \(1, 2\)"):
+        model(**batch, task=tasks, labels=[[1, 0], 1.25, 2, 3])
+    with pytest.raises(ValueError, match=r"labels: expected \(4, 3\), got \(4,\)"):
+        model(**batch, task="several", labels=torch.ones(4))
 
 
 def test_a_multiple_choice_in_a_mixed_batch_has_its_label_at_the_first_choice(model, batch):
@@ -286,6 +309,14 @@ def test_autocast(model, batch):
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.1)
 
 
+def test_a_number_is_not_rounded_to_16_bits(model, batch):
+    scores = torch.full((4,), 1000.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(**batch, task="regress", labels=scores)
+    assert out.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(out.loss, F.mse_loss(out.logits[:, 0].float(), scores))
+
+
 def test_empty_batch_is_refused(model):
     ids = torch.zeros(0, 5, dtype=torch.long)
     for task in ("classify", [], None):
@@ -412,6 +443,8 @@ BAD_CONFIGS = {
     "head_dropout": dict(head_dropout=-0.1),
     "layers": dict(layers=(2, 1)),
     "mlp_hidden_size": dict(mlp_hidden_size=0),
+    "multi_label": dict(multi_label="yes"),
+    "no_answer": dict(no_answer=True),
 }
 
 

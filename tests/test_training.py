@@ -288,6 +288,9 @@ def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:
     other = make_task(task.kind, task.tokenizer, labels=("a", "b"))
     with pytest.raises(ValueError, match=r"labels: expected \('bad', 'good'\), got \('a', 'b'\)"):
         train(predictor.model, "t", other, DATA, tmp_path / "run", CONFIG)
+    several = replace(task, multi_label=True)
+    with pytest.raises(ValueError, match="multi_label: expected False, got True"):
+        train(predictor.model, "t", several, DATA, tmp_path / "run", CONFIG)
     assert not (tmp_path / "run").exists()
 
 

@@ -68,7 +68,7 @@ def load_data(
             if row < len(values):
                 message = f"expected a {name!r} of the same type as before, got {error}"
                 raise FileError(path, lines[row], message) from error
-        raise
+        raise ValueError(f"data file {path}: expected names of columns, got {error}") from error
 
 
 def _fit(values: list[Any]) -> bool:
@@ -102,6 +102,20 @@ def check_columns(data: Dataset, **columns: str) -> None:
         for row, value in enumerate(data[column]):
             if value is None:
                 raise ValueError(f"{argument}: {example(data, row)} has no {column!r}")
+
+
+def texts_of(data: Dataset, argument: str, column: str) -> list[str]:
+    """A column of texts; numbers count as texts.
+
+    Raises:
+        ValueError: the column is missing, or a value is missing or something else.
+    """
+    check_columns(data, **{argument: column})
+    values = data[column][:]
+    for row, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{argument}: expected a text, got {value!r} in {example(data, row)}")
+    return [str(value) for value in values]
 
 
 def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
@@ -138,7 +152,7 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
         raise ValueError("labels: expected names or integers from 0, got a negative one")
     if all(isinstance(value, int) for value in distinct):
         return tuple(str(value) for value in sorted(distinct))
-    return tuple(sorted(str(value) for value in distinct))
+    return tuple(sorted({str(value) for value in distinct}))
 
 
 def label_ids(
@@ -156,19 +170,17 @@ def label_ids(
             label of an example of its own.
     """
     ids = {label: i for i, label in enumerate(labels)}
-    names = values
-    if isinstance(class_label, ClassLabel):
-        known = dict(enumerate(class_label.names))
-        names = (known.get(value) for value in values)
+    known = dict(enumerate(class_label.names)) if isinstance(class_label, ClassLabel) else None
     result = []
-    for index, name in enumerate(names):
-        if str(name) not in ids:
+    for index, value in enumerate(values):
+        name = value if known is None else known.get(value)
+        if name is None or str(name) not in ids:
             found = ""
             if data is not None:
                 found = f" in {example(data, index if place is None else place)}"
             raise ValueError(
                 f"{column}: expected one of the task's labels, {', '.join(labels)}, "
-                f"got {name!r}{found}"
+                f"got {value!r}{found}"
             )
         result.append(ids[str(name)])
     return result

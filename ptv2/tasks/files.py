@@ -60,6 +60,8 @@ def _read_json_lines(path: Path) -> Iterator[Example]:
             yield number, _object(_DECODER.decode(line))
         except json.JSONDecodeError as error:
             got = f"{error.msg} at column {error.colno}"
+            if line.lstrip().startswith("["):
+                got += " of an array, which a .json file may hold"
             raise FileError(path, number, f"expected a JSON object, got {got}") from error
         except (ValueError, RecursionError) as error:
             raise FileError(path, number, f"expected a JSON object, got {error}") from error
@@ -68,7 +70,7 @@ def _read_json_lines(path: Path) -> Iterator[Example]:
 def _read_array(path: Path, text: str) -> Iterator[Example]:
     """The objects of one JSON array; each is decoded by itself, to know its line."""
     try:
-        count = len(json.loads(text))
+        count = len(json.loads(text, parse_int=str))  # its limit of digits would name no line
     except RecursionError as error:
         raise FileError(path, 1, f"expected a JSON array, got {error}") from error
     except json.JSONDecodeError as error:

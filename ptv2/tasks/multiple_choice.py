@@ -11,7 +11,7 @@ from datasets import Dataset
 from sklearn.metrics import accuracy_score
 from torch import Tensor
 
-from .data import check_columns, example
+from .data import check_columns, example, texts_of
 from .task import Answer, Feature, Task
 from .tokens import encode
 
@@ -22,7 +22,7 @@ class MultipleChoice(Task):
 
     Args:
         question_column, choices_column: where the data keeps the question and the list.
-        label_column: where it keeps the right choice, counted from 0.
+        label_column: where it keeps the number of the right choice, counted from 0, also as text.
     """
 
     question_column: str = "question"
@@ -34,19 +34,22 @@ class MultipleChoice(Task):
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
         """A feature a question, whose model inputs are lists with an entry a choice."""
-        columns = {"question_column": self.question_column, "choices_column": self.choices_column}
-        check_columns(data, **columns)
-        questions, choices = (data[column] for column in columns.values())
-        features = self._encode(list(questions), list(choices), partial(example, data))
+        questions = texts_of(data, "question_column", self.question_column)
+        check_columns(data, choices_column=self.choices_column)
+        features = self._encode(questions, data[self.choices_column][:], partial(example, data))
         if labelled:
             features["labels"] = self.references(data)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> Dataset:
         """Features of (question, choices) pairs."""
-        if any(isinstance(pair, str) or len(pair) != 2 for pair in inputs):
-            raise ValueError("inputs: expected pairs of a question and its choices")
-        questions, choices = zip(*inputs, strict=True)
+        for pair in inputs:
+            is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+            if not is_pair or not isinstance(pair[0], str):
+                raise ValueError(
+                    f"inputs: expected pairs of a question and its choices, got {pair!r}"
+                )
+        questions, choices = [question for question, _ in inputs], [row for _, row in inputs]
         return Dataset.from_dict(self._encode(questions, choices, "example {}".format))
 
     def _encode(
@@ -55,16 +58,17 @@ class MultipleChoice(Task):
         choices: Sequence[Sequence[str]],
         where: Callable[[int], str],
     ) -> dict[str, list[Any]]:
-        count = _count(choices[0], where(0), None)
+        count: int | None = None
         for place, row in enumerate(choices):
-            _count(row, where(place), count)
-        first = [str(question) for question in questions for _ in range(count)]
+            count = _count(row, where(place), count)
+        count = count or 1
+        first = [question for question in questions for _ in range(count)]
         second = [str(choice) for row in choices for choice in row]
         flat, _ = encode(self.tokenizer, self.max_length, first, second)
         starts = range(0, len(first), count)
         nested = {name: [x[i : i + count] for i in starts] for name, x in flat.items()}
         return nested | {
-            "choices": [list(row) for row in choices],
+            "choices": [[str(choice) for choice in row] for row in choices],
             "example": list(range(len(questions))),
         }
 
@@ -82,13 +86,18 @@ class MultipleChoice(Task):
 
     def references(self, data: Dataset) -> list[Any]:
         check_columns(data, label_column=self.label_column, choices_column=self.choices_column)
-        labels = list(data[self.label_column])
-        for place, (label, row) in enumerate(zip(labels, data[self.choices_column], strict=True)):
-            if type(label) is not int or not 0 <= label < len(row):
+        labels = []
+        for place, (label, row) in enumerate(
+            zip(data[self.label_column], data[self.choices_column], strict=True)
+        ):
+            count = _count(row, example(data, place), None)
+            is_number = type(label) is int or (isinstance(label, str) and label.isdecimal())
+            if not is_number or not 0 <= int(label) < count:
                 raise ValueError(
-                    f"label_column: expected the number of one of the {len(row)} choices of "
+                    f"label_column: expected the number of one of the {count} choices of "
                     f"{example(data, place)}, counted from 0, got {label!r}"
                 )
+            labels.append(int(label))
         return labels
 
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
@@ -102,8 +111,9 @@ class MultipleChoice(Task):
 
 def _count(choices: Any, where: str, expected: int | None) -> int:
     """How many choices a question has, checked."""
-    found = len(choices) if isinstance(choices, list | tuple) else None
-    if found is None or found < 2 or found != (expected or found):
-        wanted = f"{expected} as before" if expected else "a list of at least 2"
+    texts = choices if isinstance(choices, list | tuple) else []
+    are_texts = all(isinstance(choice, str | int | float) for choice in texts)
+    if not are_texts or len(texts) < 2 or len(texts) != (expected or len(texts)):
+        wanted = f"{expected} texts as before" if expected else "a list of at least 2 texts"
         raise ValueError(f"choices_column: expected {wanted}, got {choices!r} in {where}")
-    return found
+    return len(texts)

@@ -1,5 +1,6 @@
 """Sequence classification: a label, several labels or a number for a text or a pair of texts."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from datasets import Dataset
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-from .data import check_columns, example, label_ids, label_names
+from .data import check_columns, check_labels, example, label_ids, label_names, texts_of
 from .task import Answer, Feature, Task
 from .tokens import encode
+
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class SequenceClassification(Task):
     """Texts, or pairs of texts, with what there is to say of each.
 
     The labels show which kind it is: names or integers are classes; lists of them, also empty
-    ones, are several labels a text; floating-point numbers are a regression.
+    ones, are several labels a text; numbers that are floating-point or, in text as of CSV files,
+    have a fraction in one example at least are a regression. One label that is given when the
+    task is made makes it a regression too.
 
     Args:
         text_column, text_pair_column, label_column: where the data keeps its fields.
@@ -54,17 +59,19 @@ class SequenceClassification(Task):
         for part in parts:
             check_columns(part, label_column=self.label_column)
         values = [value for part in parts for value in part[self.label_column]]
-        if all(isinstance(value, float) for value in values):
-            return replace(self, labels=(self.label_column,), multi_label=False)
-        feature = parts[0].features[self.label_column]
-        multi_label = all(isinstance(value, list) for value in values)
-        if multi_label:
-            values = [name for value in values for name in value]
-            feature = getattr(feature, "feature", None)
-        labels = label_names(values, feature)
+        if self.labels:
+            for part in parts:
+                self._targets(part)
+            return self
+        if not self.multi_label and _are_numbers(values):
+            return replace(self, labels=(self.label_column,))
+        multi_label = self.multi_label or all(isinstance(value, list) for value in values)
+        task = replace(self, multi_label=multi_label)
+        names = [name for part in parts for row in task._names(part) for name in row]
+        labels = label_names(names, task._class_label(parts[0]))
         if len(labels) < (1 if multi_label else 2):
             raise ValueError(f"label_column: expected at least two labels, got {labels}")
-        return replace(self, labels=labels, multi_label=multi_label)
+        return replace(task, labels=labels)
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
         columns = text_columns(data, self.text_column, self.text_pair_column)
@@ -79,23 +86,40 @@ class SequenceClassification(Task):
 
     def _targets(self, data: Dataset) -> list[Any]:
         """What the loss takes: label ids, numbers, or a 0 or 1 for every label."""
-        check_columns(data, label_column=self.label_column)
         column, where = self.label_column, partial(example, data)
-        values, feature = data[column], data.features[column]
         if self.regression:
-            return [_number(value, column, where(place)) for place, value in enumerate(values)]
+            check_columns(data, label_column=column)
+            return [_number(x, column, where(place)) for place, x in enumerate(data[column])]
+        names = self._names(data)
+        known = (self.labels, column, self._class_label(data), data)
         if not self.multi_label:
-            return label_ids(values, self.labels, column, feature, data)
-        rows = []
-        for place, value in enumerate(values):
-            if not isinstance(value, list):
+            return label_ids([name for (name,) in names], *known)
+        ids = [label_ids(row, *known, place) for place, row in enumerate(names)]
+        return [[float(i in row) for i in range(len(self.labels))] for row in ids]
+
+    def _names(self, data: Dataset) -> list[list[Any]]:
+        """The labels of each example, of which there is one unless it is `multi_label`."""
+        check_columns(data, label_column=self.label_column)
+        values: list[Any] = data[self.label_column][:]
+        rows = values if self.multi_label else [[value] for value in values]
+        for place, row in enumerate(rows):
+            if not isinstance(row, list):
                 raise ValueError(
-                    f"{column}: expected a list of labels, got {value!r} in {where(place)}"
+                    f"{self.label_column}: expected a list of labels, got {row!r} in "
+                    f"{example(data, place)}"
                 )
-            inner = getattr(feature, "feature", None)
-            ids = set(label_ids(value, self.labels, column, inner, data, place))
-            rows.append([float(i in ids) for i in range(len(self.labels))])
+        check_labels(data, "label_column", rows)
+        for place, row in enumerate(rows):
+            if len(set(row)) < len(row):
+                raise ValueError(
+                    f"{self.label_column}: expected a list of distinct labels, not a 0 or 1 for "
+                    f"each, got {row!r} in {example(data, place)}"
+                )
         return rows
+
+    def _class_label(self, data: Dataset) -> Any:
+        feature = data.features[self.label_column]
+        return getattr(feature, "feature", None) if self.multi_label else feature
 
     def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
         """Logits (labels,) -> the answer.
@@ -135,20 +159,15 @@ class SequenceClassification(Task):
         if self.regression:
             return _regression_scores([answer["value"] for answer in answers], references)
         if self.multi_label:
-            given = self._indicators([answer["labels"] for answer in answers])
-            wanted: Any = self._indicators(references)
-            micro = f1_score(wanted, given, average="micro", zero_division=0)
-            scores = {"micro_f1": float(micro)}
-        else:
-            given, wanted, scores = [answer["label"] for answer in answers], references, {}
+            sets = references, [answer["labels"] for answer in answers]
+            return _set_scores(
+                *(np.array([[label in row for label in self.labels] for row in x]) for x in sets)
+            )
+        given = [answer["label"] for answer in answers]
         return {
-            "accuracy": float(accuracy_score(wanted, given)),
-            "macro_f1": float(f1_score(wanted, given, average="macro", zero_division=0)),
-            **scores,
+            "accuracy": float(accuracy_score(references, given)),
+            "macro_f1": float(f1_score(references, given, average="macro", zero_division=0)),
         }
-
-    def _indicators(self, rows: Sequence[Sequence[str]]) -> Any:
-        return np.array([[label in row for label in self.labels] for row in rows], dtype=int)
 
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
         """The scores of always the commonest label, set of labels, or the mean."""
@@ -165,21 +184,19 @@ def text_columns(data: Dataset, text_column: str, text_pair_column: str | None) 
     """The texts of a data set, or its pairs of texts.
 
     Raises:
-        ValueError: a column is missing or lacks a value.
+        ValueError: a column is missing, or a value is missing or no text.
     """
-    check_columns(data, text_column=text_column)
-    texts = [str(text) for text in data[text_column]]
+    texts = texts_of(data, "text_column", text_column)
     if text_pair_column is None:
         return texts
-    check_columns(data, text_pair_column=text_pair_column)
-    return list(zip(texts, (str(text) for text in data[text_pair_column]), strict=True))
+    return list(zip(texts, texts_of(data, "text_pair_column", text_pair_column), strict=True))
 
 
 def encode_texts(task: Task, inputs: Sequence[str | tuple[str, str]]) -> dict[str, list[Any]]:
     """Features of texts, or of pairs of texts."""
     if all(isinstance(text, str) for text in inputs):
         columns: list[list[Any]] = [list(inputs)]
-    elif all(not isinstance(text, str) and len(text) == 2 for text in inputs):
+    elif all(_is_pair(text) for text in inputs):
         columns = [list(column) for column in zip(*inputs, strict=True)]
     else:
         raise ValueError("inputs: expected texts, or pairs of texts, got other or both kinds")
@@ -187,16 +204,59 @@ def encode_texts(task: Task, inputs: Sequence[str | tuple[str, str]]) -> dict[st
     return features | {"example": list(range(len(inputs)))}
 
 
+def _is_pair(texts: Any) -> bool:
+    return (
+        isinstance(texts, list | tuple)
+        and len(texts) == 2
+        and all(isinstance(text, str) for text in texts)
+    )
+
+
+def _as_number(value: Any) -> float | None:
+    """A label as a number; text has to say a finite one."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value) and isfinite(float(value)) else None
+    return float(value) if type(value) in (int, float) else None
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether labels are of a regression: numbers, of which not all are integers."""
+    numbers = [_as_number(value) for value in values]
+    return None not in numbers and any(
+        isinstance(value, float) or (isinstance(value, str) and not float(value).is_integer())
+        for value in values
+    )
+
+
 def _number(value: Any, column: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    number = _as_number(value)
+    if number is None or not isfinite(number):
         raise ValueError(f"{column}: expected a finite number in {where}, got {value!r}")
-    return float(value)
+    return number
+
+
+def _set_scores(wanted: Any, given: Any) -> dict[str, float]:
+    """Scores of sets of labels (examples, labels), bool; an F1 without any label at all is 0."""
+    both, either = (wanted & given).sum(0), wanted.sum(0) + given.sum(0)
+    return {
+        "accuracy": float((wanted == given).all(1).mean()),
+        "macro_f1": float(np.mean(2 * both / np.maximum(either, 1))),
+        "micro_f1": float(2 * both.sum() / max(either.sum(), 1)),
+    }
 
 
 def _regression_scores(given: Sequence[float], wanted: Sequence[float]) -> dict[str, float]:
-    constant = len(set(given)) < 2 or len(set(wanted)) < 2
-    return {
-        "pearson": 0.0 if constant else float(pearsonr(given, wanted).statistic),
-        "spearman": 0.0 if constant else float(spearmanr(given, wanted).statistic),
-        "mse": float(np.mean((np.asarray(given) - np.asarray(wanted)) ** 2)),
-    }
+    with np.errstate(all="ignore"):  # a run that diverged
+        return {
+            "pearson": _correlation(np.array(given), np.array(wanted)),
+            "spearman": _correlation(rankdata(given), rankdata(wanted)),
+            "mse": float(np.mean((np.array(given) - np.array(wanted)) ** 2)),
+        }
+
+
+def _correlation(given: Any, wanted: Any) -> float:
+    """Pearson's; 0 where a side is constant, or has something else than numbers."""
+    if np.ptp(given) == 0 or np.ptp(wanted) == 0:
+        return 0.0
+    found = float(np.corrcoef(given, wanted)[0, 1])
+    return found if isfinite(found) else 0.0

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from datasets import Dataset
 from seqeval.metrics import f1_score, precision_score, recall_score
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..heads import IGNORED
 from .data import check_columns, check_labels, example, label_ids, label_names
@@ -52,7 +53,11 @@ class TokenClassification(Task):
 
     def fit_labels(self, *parts: Dataset) -> Self:
         tags = [tag for part in parts for row in self._tags(part) for tag in row]
-        return replace(self, labels=label_names(tags, self._class_label(parts[0])))
+        labels = self.labels or label_names(tags, self._class_label(parts[0]))
+        if not labels:
+            raise ValueError("tags_column: expected at least one tag, got none")
+        _entity_prefix(labels)
+        return replace(self, labels=labels)
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
         """A feature a window, with "word_starts": the first piece of each word that is read there,
@@ -94,9 +99,13 @@ class TokenClassification(Task):
         if room < 1:
             raise ValueError(f"max_length: expected at least {limit - room + 1}, got {limit}")
         stride = min(self.stride, room // 2)
+        space = _space(self.tokenizer)
         for first in progress(range(0, len(words), CHUNK), "tokenising"):
             encoded = self.tokenizer(
-                words[first : first + CHUNK],
+                [
+                    [space + word if word else word for word in row]
+                    for row in words[first : first + CHUNK]
+                ],
                 is_split_into_words=True,
                 truncation=True,
                 max_length=limit,
@@ -153,11 +162,11 @@ class TokenClassification(Task):
           This is right for IOB1, IOB2, IO, IOBES, BILOU and BMES.
         - "O" and others: types; neighbours of one type are an entity.
         - others alone, as parts of speech: every word is an entity.
+
+        Raises:
+            ValueError: some tags are chunks that begin with "B-" or "I-", and others are not.
         """
-        if all(_CHUNK_TAG.fullmatch(label) for label in self.labels):
-            prefix = ""
-        else:
-            prefix = "I-" if "O" in self.labels else "B-"
+        prefix = _entity_prefix(self.labels)
         expected = [[_scored(tag, prefix) for tag in row] for row in references]
         given = [[_scored(tag, prefix) for tag in answer["tags"]] for answer in answers]
         return {
@@ -167,13 +176,24 @@ class TokenClassification(Task):
         }
 
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
-        ((commonest, _),) = Counter(tag for row in references for tag in row).most_common(1)
+        counts = Counter(tag for row in references for tag in row)
+        commonest = max(counts, key=counts.__getitem__, default=None)
         return self.score([{"tags": [commonest] * len(row)} for row in references], references)
 
 
 def _words(row: Any) -> list[Any]:
     """A list as it is, and a text split at ASCII whitespace: U+00A0 and U+0085 stand in words."""
     return _WORD.findall(row) if isinstance(row, str) else list(row)
+
+
+def _space(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands before a word: a space if the tokenizer has other pieces for words without.
+
+    Byte-level tokenizers, such as RoBERTa's, see the spaces of a text but none in a list of words.
+    """
+    text = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    words = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return "" if words[-1:] == text[-1:] else " "
 
 
 def _rows(data: Dataset, argument: str, column: str) -> list[list[Any]]:
@@ -231,6 +251,20 @@ def _word_starts(windows: Sequence[Sequence[int | None]], n_words: int) -> list[
         window = -earlier if place >= 0 else window
         starts[window].append(place)
     return starts
+
+
+def _entity_prefix(labels: Sequence[str]) -> str:
+    """What a tag lacks to be a chunk's; "" for tags that are."""
+    others = [label for label in labels if not _CHUNK_TAG.fullmatch(label)]
+    chunks = [label for label in labels if label.startswith(("B-", "I-"))]
+    if others and chunks:
+        raise ValueError(
+            "tags_column: expected chunks alone, O or beginning with one of B, I, E, S, L, U, M "
+            f"and '-', or other tags alone, got {chunks[0]!r} and {others[0]!r}"
+        )
+    if not others:
+        return ""
+    return "I-" if "O" in labels else "B-"
 
 
 def _scored(tag: str | None, prefix: str) -> str:

@@ -21,10 +21,10 @@ def encode(
     pairs: list[str] | None = None,
     **options: Any,
 ) -> tuple[dict[str, list[Any]], list[Encoding]]:
-    """Tokenise examples, cutting each to `max_length` tokens (None: the tokenizer's own limit).
+    """Tokenise inputs, cutting each to `max_length` tokens (None: the tokenizer's own limit).
 
-    Returns the model inputs by name, and one `tokenizers.Encoding` an example. Logs a warning
-    that says how many examples were cut.
+    Returns the model inputs by name, and one `tokenizers.Encoding` an input. Logs a warning
+    that says how many inputs were cut.
 
     Raises:
         ValueError: no room for more than special tokens, or a Python tokenizer, which cannot say
@@ -50,7 +50,7 @@ def encode(
             features.setdefault(name, []).extend(rows)
     cut = sum(bool(encoding.overflowing) for encoding in encodings)
     if cut:
-        logger.warning("%d of %d examples were cut to %d tokens", cut, len(texts), limit)
+        logger.warning("%d of %d inputs were cut to %d tokens", cut, len(texts), limit)
     return features, encodings
 
 

@@ -111,6 +111,9 @@ def test_long_cells_leave_the_csv_module_as_it_was(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", r"a\.csv: expected at least one example, got none"),
         ("a.jsonl", '{"a": 1}\n{"a"', r"line 2: expected a JSON object, got Expecting ':' delim"),
         ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: expected a JSON object, got list"),
+        ("a.jsonl", '[\n{"a": 1}]', r"line 1: .* column 1 of an array, which a .json file may"),
+        ("a.jsonl", '{"\\ud800": 1}', r"a\.jsonl: expected names of columns, got .* surrogates"),
+        ("a.json", f'[{{"a": 1}},\n{{"a": {"1" * 5000}}}]', r"line 2: .* got Exceeds the limit"),
         ("a.jsonl", '{"a": 1}\n\n{"a": NaN}', r"line 3: expected a JSON object, got the number N"),
         ("a.jsonl", '{"a": [-Infinity]}', r"expected a JSON object, got the number -Infinity"),
         ("a.jsonl", '{"a": 1, "b": 2, "a": 1}', r"got a repeated name among a, b, a"),
@@ -238,3 +241,13 @@ def test_kinds() -> None:
     assert isinstance(make_task("token-classification", None), TokenClassification)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="task: expected one of sequence-classification, token-"):
         make_task("tagging", None)  # type: ignore[arg-type]
+
+
+def test_no_label_is_no_name() -> None:
+    """None is not the label "None", nor is what a `ClassLabel` has no name for."""
+    names = ("None", "some")
+    with pytest.raises(ValueError, match=r"label: expected one of .* got None"):
+        label_ids(["some", None], names, "label")
+    with pytest.raises(ValueError, match=r"label: expected one of .* got -1"):
+        label_ids([1, -1], names, "label", ClassLabel(names=list(names)))
+    assert label_names([1, "1", "0"]) == ("0", "1")

@@ -53,19 +53,34 @@ def test_answers_and_scores(tokenizer: PreTrainedTokenizerBase) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"choices": [["a", "film"], ["a"]]}, r"expected 2 as before, got \['a'\] in example 1"),
+        (
+            {"choices": [["a", "film"], ["a"]]},
+            r"expected 2 texts as before, got \['a'\] in example 1",
+        ),
         (
             {"choices": [["a"], ["a"]]},
-            r"choices_column: expected a list of at least 2, got \['a'\]",
+            r"choices_column: expected a list of at least 2 texts, got \['a'\]",
         ),
-        ({"choices": ["a", "b"]}, "expected a list of at least 2, got 'a' in example 0"),
+        ({"choices": ["a", "b"]}, "expected a list of at least 2 texts, got 'a' in example 0"),
         (
             {"label": [0, 3]},
             "label_column: expected the number of one of the 3 choices of example 1",
         ),
         ({"label": [-1, 0]}, "of example 0, counted from 0, got -1"),
         ({"label": ["a", "b"]}, "of example 0, counted from 0, got 'a'"),
+        ({"label": [True, False]}, "of example 0, counted from 0, got True"),
+        ({"label": [1.0, 0.0]}, "of example 0, counted from 0, got 1.0"),
+        ({"label": ["1", "3"]}, "of example 1, counted from 0, got '3'"),
+        ({"choices": [["a", None], ["a", "b"]]}, r"got \['a', None\] in example 0"),
+        (
+            {"choices": [[["a"], ["b"]], [["a"], ["b"]]]},
+            r"2 texts, got \[\['a'\], \['b'\]\] in ex",
+        ),
         ({"question": ["a", None]}, "question_column: example 1 has no 'question'"),
+        (
+            {"question": [["a"], ["b"]]},
+            r"question_column: expected a text, got \['a'\] in example",
+        ),
     ],
 )
 def test_errors(tokenizer: PreTrainedTokenizerBase, change: dict, message: str) -> None:
@@ -74,3 +89,21 @@ def test_errors(tokenizer: PreTrainedTokenizerBase, change: dict, message: str) 
         MultipleChoice(tokenizer).prepare(data)
     with pytest.raises(ValueError, match="inputs: expected pairs of a question and its choices"):
         MultipleChoice(tokenizer).prepare_inputs(["a film"])  # type: ignore[list-item]
+
+
+def test_inputs_that_are_no_question(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = MultipleChoice(tokenizer)
+    for inputs in ([5], ["ab"], [("a",)], [(1, ["a", "film"])]):
+        with pytest.raises(ValueError, match="inputs: expected pairs of a question and its choic"):
+            task.prepare_inputs(inputs)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="choices_column: expected a list of at least 2 texts"):
+        task.prepare_inputs([("a", "film")])
+    assert len(task.prepare_inputs([])) == 0
+
+
+def test_numbers_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """As in HellaSwag, whose labels are digits."""
+    data = Dataset.from_dict(DATA.to_dict() | {"label": ["2", "0"], "choices": [[1, 2, 3]] * 2})
+    task = MultipleChoice(tokenizer)
+    assert task.references(data) == [2, 0]
+    assert task.prepare(data)["choices"][0] == ["1", "2", "3"]

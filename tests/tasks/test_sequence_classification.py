@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
 from ptv2.tasks import Collator, SequenceClassification
@@ -47,7 +48,7 @@ def test_truncation_is_said(
     with caplog.at_level(logging.WARNING):
         features = task.prepare(DATA, labelled=False)
     assert [len(row) for row in features["input_ids"]] == [4, 4]
-    assert caplog.messages == ["1 of 2 examples were cut to 4 tokens"]
+    assert caplog.messages == ["1 of 2 inputs were cut to 4 tokens"]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,63 @@ def test_a_number_is_finite(tokenizer: PreTrainedTokenizerBase, value: float) ->
         task.prepare(data)
 
 
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        ([[0.5, 1.5], [1, 2]], True),
+        ([[1.0, 2.0]], True),
+        ([["4.75", "3", "-1e-2"]], True),
+        ([["4.75", "3"], [1.5]], True),
+        ([["1.0", "2.0"]], False),
+        ([["1", "2"], [1, 2]], False),
+        ([["nan", "0.5"]], False),
+        ([["1.5", "two"]], False),
+        ([["1_0.5", "2"]], False),
+        ([[True, False]], False),
+    ],
+)
+def test_which_labels_are_numbers(
+    tokenizer: PreTrainedTokenizerBase, parts: list, found: bool
+) -> None:
+    data = [Dataset.from_dict({"label": part}) for part in parts]
+    task = SequenceClassification(tokenizer).fit_labels(*data)
+    assert task.regression == found
+    if found:
+        assert task.references(data[0]) == [float(value) for value in parts[0]]
+    else:
+        assert task.labels == tuple(sorted({str(value) for part in parts for value in part}))
+
+
+def test_correlations_are_numbers(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = SequenceClassification(tokenizer, labels=("y",))
+    wanted = [1.0, 2.0, 4.0, 3.0]
+    scores = task.score([{"value": x} for x in (0.1, 0.2, 0.3, 0.4)], wanted)
+    assert scores["pearson"] == pytest.approx(0.8)
+    assert scores["spearman"] == pytest.approx(0.8)
+    for odd in ([0.1] * 4, [float("nan"), 1, 2, 3], [float("inf"), 1, 2, 3]):
+        scores = task.score([{"value": value} for value in odd], wanted)
+        assert scores["pearson"] == 0
+    scores = task.score([{"value": 1 + i * 1e-15} for i in range(4)], wanted)
+    assert scores["spearman"] == pytest.approx(0.8)
+    assert task.score([{"value": 2.0}], [1.0]) == {"pearson": 0, "spearman": 0, "mse": 1}
+
+
+def test_given_labels_are_kept(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = Dataset.from_dict({"text": ["a", "b"], "label": ["1", "2"]})
+    task = SequenceClassification(tokenizer, labels=("2", "1", "3")).fit_labels(data)
+    assert task.labels == ("2", "1", "3")
+    assert task.prepare(data)["labels"][:] == [1, 0]
+    number = SequenceClassification(tokenizer, labels=("score",)).fit_labels(data)
+    assert number.regression
+    assert number.prepare(data)["labels"][:] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="label: expected one of the task's labels, 1, got '2'"):
+        SequenceClassification(tokenizer, ("1",), multi_label=True).fit_labels(
+            Dataset.from_dict({"label": [["1"], ["2"]]})
+        )
+    with pytest.raises(ValueError, match="label: expected a list of labels, got '1' in example 0"):
+        SequenceClassification(tokenizer, multi_label=True).fit_labels(data)
+
+
 def test_lists_are_several_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     task = SequenceClassification(tokenizer).fit_labels(SETS)
     assert (task.labels, task.best_metric, task.multi_label) == (("x", "y"), "micro_f1", True)
@@ -139,3 +197,46 @@ def test_odd_labels(tokenizer: PreTrainedTokenizerBase) -> None:
         task.prepare(unknown)
     with pytest.raises(ValueError, match="label_column: expected at least two labels, got"):
         SequenceClassification(tokenizer).fit_labels(Dataset.from_dict({"label": [1, 1]}))
+    for labels, message in (
+        ([["x"], ["x", "x"]], r"label: expected a list of distinct labels, .* got \['x', 'x'\]"),
+        ([["x"], ["y", None]], "label_column: expected names .* got None in example 1"),
+        ([[0.0], [1.0]], "label_column: expected names .* got 0.0 in example 0"),
+        (["x", ""], "label_column: expected names .* got '' in example 1"),
+        ([0, -1], "label_column: expected names .* got -1 in example 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SequenceClassification(tokenizer).fit_labels(Dataset.from_dict({"label": labels}))
+
+
+def test_scores_of_sets(tokenizer: PreTrainedTokenizerBase) -> None:
+    draw = np.random.default_rng(0)
+    for names in (("x",), ("x", "y", "z")):
+        task = SequenceClassification(tokenizer, names, multi_label=True)
+        wanted, given = draw.random((2, 9, len(names))) < 0.4
+        rows = [
+            [[n for n, one in zip(names, row, strict=True) if one] for row in x]
+            for x in (wanted, given)
+        ]
+        scores = task.score([{"labels": row} for row in rows[1]], rows[0])
+        of_each = [f1_score(wanted[:, i], given[:, i]) for i in range(len(names))]
+        assert scores == {
+            "accuracy": pytest.approx(np.mean([a == b for a, b in zip(*rows, strict=True)])),
+            "macro_f1": pytest.approx(np.mean(of_each)),
+            "micro_f1": pytest.approx(f1_score(wanted.ravel(), given.ravel())),
+        }
+        assert task.score([{"labels": []}], [[]]) == {"accuracy": 1, "macro_f1": 0, "micro_f1": 0}
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+def test_what_is_no_text(tokenizer: PreTrainedTokenizerBase, value: object) -> None:
+    data = Dataset.from_dict({"text": [value], "other": ["a"], "number": [1.5]})
+    for columns in ({}, {"text_column": "other", "text_pair_column": "text"}):
+        with pytest.raises(
+            ValueError, match=r"text_(pair_)?column: expected a text, got .* in exa"
+        ):
+            SequenceClassification(tokenizer, **columns).prepare(data, labelled=False)
+    numbers = SequenceClassification(tokenizer, text_column="number")
+    assert len(numbers.prepare(data, labelled=False)) == 1
+    for inputs in ([value], [5], [("a", 5)], [("a", "b", "c")]):
+        with pytest.raises(ValueError, match="inputs: expected texts, or pairs of texts"):
+            SequenceClassification(tokenizer).prepare_inputs(inputs)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaTokenizerFast
 
 from ptv2.tasks import Collator, TokenClassification
 from ptv2.tasks.task import decode_all
@@ -280,3 +280,41 @@ def test_tags_without_a_scheme_count_word_by_word(tokenizer: PreTrainedTokenizer
     task = TokenClassification(tokenizer, labels=("NOUN", "VERB"))
     scores = task.score([{"tags": ["NOUN", "VERB", "VERB"]}], [["NOUN", "NOUN", "VERB"]])
     assert scores == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+
+
+def test_tags_of_two_schemes(tokenizer: PreTrainedTokenizerBase) -> None:
+    tags = ["B-x", "I-x", "O", "other"]
+    message = "tags_column: expected chunks alone, .* got 'B-x' and 'other'"
+    with pytest.raises(ValueError, match=message):
+        TokenClassification(tokenizer).fit_labels(Dataset.from_dict({"tags": [tags]}))
+    with pytest.raises(ValueError, match=message):
+        TokenClassification(tokenizer, tuple(tags)).score([{"tags": tags}], [tags])
+
+
+def test_sentences_without_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    empty = Dataset.from_dict({"tokens": [[], []], "tags": [[], []]})
+    with pytest.raises(ValueError, match="tags_column: expected at least one tag, got none"):
+        TokenClassification(tokenizer).fit_labels(empty)
+    task = TokenClassification(tokenizer, ("O", "B-x"))
+    assert task.majority(task.references(empty)) == {"precision": 0, "recall": 0, "f1": 0}
+    assert task.fit_labels(empty).labels == ("O", "B-x")
+
+
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_byte_level_words_begin_with_a_space(add_prefix_space: bool) -> None:
+    """As in a text, whichever way the tokenizer was loaded."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary = [*special, *alphabet, "\u0120a", "\u0120b", "ab"]
+    byte_level = RobertaTokenizerFast(
+        vocab={piece: place for place, piece in enumerate(vocabulary)},
+        merges=[("\u0120", "a"), ("\u0120", "b"), ("a", "b")],
+        add_prefix_space=add_prefix_space,
+        model_max_length=32,
+    )
+    task = TokenClassification(byte_level, ("O",))
+    (feature,) = task.prepare_inputs([["b", "", "ba", "\u00e9"]])
+    assert byte_level.convert_ids_to_tokens(feature["input_ids"]) == [
+        "<s>", "\u0120b", "\u0120b", "a", "\u0120", "\u00c3", "\u00a9", "</s>",
+    ]  # fmt: skip
+    assert feature["word_starts"] == [1, -1, 2, 4]
