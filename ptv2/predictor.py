@@ -133,7 +133,7 @@ class Predictor:
         found = []
         for row, (name, logits) in enumerate(zip(names, output.logits, strict=True)):
             if logits is None:  # feature extraction
-                states, own = layout.select(output.last_hidden_state, [row])
+                states, own = layout.select(output.last_hidden_state.float(), [row])
                 first = self.model.tasks[name].pooling == "first"
                 logits = (own.first(states) if first else own.mean(states))[0]
             found.append(logits.cpu())
