@@ -5,8 +5,9 @@
 Same data, features and Trainer. `DATA` has a folder for each data set, with `train.jsonl` and
 `dev.jsonl`; scores are those of the best epoch on dev, for all methods. A finished run is written
 at once; the same command goes on with the runs that are missing. PEFT (`pip install peft`) gets
-its own heads, as its users have them, as many epochs as the prompt, and the best learning rate and
-length of a small search: first `--search`, on a part of the data, then the runs.
+its own heads, as its users have them (for classes BERT's pooler, frozen, under a linear layer), as
+many epochs as the prompt and, with `--search`, the best learning rate and length of a small search
+on seed 0 and a part of the data, which the results record. What it cannot do is recorded too.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -146,18 +148,18 @@ def prefixed(task: Task, config: PromptConfig) -> nn.Module:
         CLASSES: (AutoModelForSequenceClassification, "SEQ_CLS"),
         TAGS: (AutoModelForTokenClassification, "TOKEN_CLS"),
         "question-answering": (AutoModelForQuestionAnswering, "QUESTION_ANS"),
+        "multiple-choice": (AutoModelForMultipleChoice, None),  # PEFT names no such task
     }
-    if task.kind not in kinds:
-        raise NotImplementedError(
-            f"PEFT has no task type for {task.kind} and fails with a KeyError"
-        )
     from peft import PrefixTuningConfig, get_peft_model
 
     model_class, task_type = kinds[task.kind]
     labels = {"num_labels": len(task.labels)} if task.labels else {}
     model = model_class.from_pretrained(encoder_directory(), **labels)
     prefix = PrefixTuningConfig(task_type=task_type, num_virtual_tokens=config.prompt_length)
-    return Prefixed(get_peft_model(model, prefix))
+    try:
+        return Prefixed(get_peft_model(model, prefix))
+    except KeyError as error:
+        raise NotImplementedError(f"PEFT, {task.kind}: KeyError: {error}") from error
 
 
 METHODS: dict[str, tuple[Method, TrainConfig]] = {
@@ -167,13 +169,16 @@ METHODS: dict[str, tuple[Method, TrainConfig]] = {
 }
 
 
-def search(name: str, data: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
+def search(
+    name: str, data: Path, changes: dict[str, Any], examples: int | None
+) -> list[dict[str, Any]]:
     """PEFT's scores with every setting of the search, on seed 0 and a part of the data."""
     found = []
+    examples = min(SEARCH_EXAMPLES, examples or SEARCH_EXAMPLES)
     for values in itertools.product(*SEARCH.values()):
         setting = dict(zip(SEARCH, values, strict=True))
         wanted = {"epochs": SEARCH_EPOCHS} | changes | setting
-        result = run(name, "peft", 0, data, wanted, SEARCH_EXAMPLES)
+        result = run(name, "peft", 0, data, wanted, examples)
         found.append({**setting, "score": result["score"]})
         print(name, "search", found[-1], flush=True)
     return found
@@ -190,7 +195,7 @@ def run(
     """Train once and return the scores and what they depend on.
 
     Args:
-        examples: of the training data, drawn at random; None: all.
+        examples: of each part of the data at most, drawn at random; None: all.
     """
     problem = PROBLEMS[name]
     build, config = METHODS[method]
@@ -198,8 +203,8 @@ def run(
     config = replace(config, epochs=epochs, seed=seed)
     config = replace(config, **{k: v for k, v in changes.items() if hasattr(config, k)})
     parts = [load_data(data / problem.folder / f"{part}.jsonl") for part in ("train", "dev")]
-    if examples is not None and examples < len(parts[0]):
-        parts[0] = parts[0].shuffle(seed=0).select(range(examples))
+    if examples is not None:
+        parts = [x.shuffle(seed=0).select(range(min(examples, len(x)))) for x in parts]
     tokenizer = AutoTokenizer.from_pretrained(encoder_directory())
     task = make_task(problem.kind, tokenizer, max_length=MAX_LENGTH).fit_labels(*parts)
     prompt = PromptConfig.from_dict(
@@ -216,6 +221,7 @@ def run(
         "task": name,
         "method": method,
         "seed": seed,
+        "examples": examples,
         "metric": task.best_metric,
         "score": found["best"][task.best_metric],
         "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
@@ -282,7 +288,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search", action="store_true", help="look for PEFT's settings first")
-    parser.add_argument("--examples", type=int, help="a part of the training data, to try")
+    parser.add_argument("--examples", type=int, help="of each part of the data, to try")
     parser.add_argument("--plot", type=Path, help="draw what --output has, as a .png or .svg")
     parser.add_argument("--set", type=json.loads, default={}, help='settings, {"epochs": 1}')
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -290,16 +296,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    runs = json.loads(args.output.read_text()) if args.output.exists() else []
     if args.plot:
+        if not args.output.is_file():
+            parser.error(f"--plot: there are no results in {args.output}")
+        runs = json.loads(args.output.read_text())
         return plot([r for r in runs if "score" in r], args.plot)
+    runs = json.loads(args.output.read_text()) if args.output.exists() else []
     done = {(r["task"], r["method"], r["seed"]): r for r in runs}
     wanted = [(t, m, seed) for seed in args.seeds for t in args.tasks for m in args.methods]
-    for key in done.keys() & set(wanted):
-        stored = (done[key].get("prompt") or {}) | done[key].get("train", {})
-        for name, value in args.set.items():
-            if stored.get(name, value) != value:
-                parser.error(f"--set: {args.output} has {key} with {name} = {stored[name]!r}")
+    if fault := misfit(args, [done[key] for key in wanted if key in done]):
+        parser.error(fault)
     for name, method, seed in wanted:
         if (name, method, seed) in done:
             continue
@@ -314,6 +320,31 @@ def main() -> None:
     print(table(runs))
 
 
+def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
+    """Why the options cannot be had, by the methods or beside the runs that are done."""
+    if args.set.get("packing") and set(args.methods) != {"prompt"}:
+        return "--set: the other methods cannot pack, expected --methods prompt"
+    if "peft" in args.methods:
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            return f"--methods: {error}; pip install peft, or name the methods without it"
+        if args.search and (settings := SEARCH.keys() & args.set.keys()):
+            return f"--set: --search would overwrite {', '.join(sorted(settings))}"
+    for run in done:
+        if "refused" in run:
+            continue
+        stored = (run["prompt"] or {}) | run["train"] | {"examples": run.get("examples")}
+        wanted = args.set | {"examples": args.examples}
+        if run["method"] == "peft":
+            stored["search"], wanted["search"] = "search" in run, args.search
+        for name, value in wanted.items():
+            if stored.get(name, value) != value:
+                key = f"{run['task']}, {run['method']}, seed {run['seed']}"
+                return f"--output: has {key} with {name} {stored[name]!r}, expected {value!r}"
+    return None
+
+
 def one(
     name: str, method: str, seed: int, args: argparse.Namespace, runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -321,7 +352,7 @@ def one(
     changes, searched = args.set, None
     if method == "peft" and args.search:
         before = [r["search"] for r in runs if r["task"] == name and r.get("search")]
-        searched = before[0] if before else search(name, args.data, args.set)
+        searched = before[0] if before else search(name, args.data, args.set, args.examples)
         best = max(searched, key=lambda found: found["score"])
         changes = changes | {setting: best[setting] for setting in SEARCH}
     found = run(name, method, seed, args.data, changes, args.examples)

@@ -1,9 +1,12 @@
-"""The quality benchmark: both methods, results at once, and only what is missing."""
+"""The quality benchmark: all methods, results at once, and only what is missing."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from benchmarks import bench_quality
 from tests.encoder import examples, save_encoder, write_jsonl
@@ -57,12 +60,80 @@ def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
     monkeypatch.setattr(bench_quality, "MAX_LENGTH", 32)
     options = ["--data", str(tmp_path), "--output", str(output), "--set", '{"epochs": 1}']
-    options += ["--tasks", "squadshifts", "codah", "--seeds", "0", "--methods"]
-    for methods in (("prompt", "fine-tuning"), ("peft",)):
-        tasks = options if len(methods) > 1 else [x for x in options if x != "squadshifts"]
-        monkeypatch.setattr("sys.argv", ["bench_quality", *tasks, *methods])
-        bench_quality.main()
+    options += ["--tasks", "squadshifts", "codah", "--seeds", "0"]
+    options += ["--methods", "prompt", "fine-tuning"]
+    monkeypatch.setattr("sys.argv", ["bench_quality", *options])
+    bench_quality.main()
     runs = json.loads(output.read_text())
-    assert [run["task"] for run in runs] == ["squadshifts"] * 2 + ["codah"] * 3
-    assert all(0 <= run["score"] <= 1 for run in runs[:4])
-    assert "PEFT has no task type for multiple-choice" in runs[4]["refused"]
+    assert [run["task"] for run in runs] == ["squadshifts"] * 2 + ["codah"] * 2
+    assert all(0 <= run["score"] <= 1 for run in runs)
+
+
+def test_what_peft_refuses_and_its_search_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in for PEFT that trains the head alone, and names as few tasks as PEFT does."""
+
+    def get_peft_model(model: nn.Module, config: dict) -> nn.Module:
+        if config["task_type"] is None:
+            raise KeyError(None)
+        model.base_model.requires_grad_(False)
+        return model
+
+    peft = SimpleNamespace(PrefixTuningConfig=dict, get_peft_model=get_peft_model)
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: save_encoder(tmp_path / "e"))
+    grid = {"learning_rate": (1e-3, 1e-2), "prompt_length": (2,)}
+    monkeypatch.setattr(bench_quality, "SEARCH", grid)
+    choice = {"question": "a film", "choices": ["fine", "dull"], "label": 1}
+    for folder, rows in {"snips": examples(12), "codah": [choice] * 4}.items():
+        (tmp_path / folder).mkdir()
+        for part in ("train", "dev"):
+            write_jsonl(tmp_path / folder / f"{part}.jsonl", rows)
+    output = tmp_path / "results.json"
+
+    def bench(*options: str) -> list[dict]:
+        options += ("--data", str(tmp_path), "--output", str(output), "--tasks", "snips-intent")
+        options += ("codah", "--methods", "peft", "--seeds", "0", "1")
+        monkeypatch.setattr("sys.argv", ["bench_quality", *options])
+        bench_quality.main()
+        return json.loads(output.read_text())
+
+    settings = ("--set", '{"epochs": 1}', "--examples", "8")
+    first, refused, second, _ = bench("--search", *settings)
+    assert [found["learning_rate"] for found in first["search"]] == [1e-3, 1e-2]
+    assert second["search"] == first["search"]
+    best = max(first["search"], key=lambda found: found["score"])
+    for run in (first, second):
+        assert run["train"]["learning_rate"] == best["learning_rate"]
+        assert run["prompt"]["prompt_length"] == 2
+        assert run["examples"] == 8
+        assert run["trained_parameters"] == 2 * 16 + 2
+    assert refused["refused"] == "PEFT, multiple-choice: KeyError: None"
+    assert bench("--search", *settings) == [first, refused, second, _]
+    for options, message in (
+        (settings, "search True, expected False"),
+        (("--search", *settings[:2]), "examples 8, expected None"),
+        (("--search", "--set", '{"prompt_length": 3}'), "would overwrite prompt_length"),
+        (("--set", '{"packing": true}'), "cannot pack"),
+    ):
+        with pytest.raises(SystemExit):
+            bench(*options)
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SystemExit):
+        bench(*settings)
+    assert "pip install peft" in capsys.readouterr().err
+
+
+def test_a_plot_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    output, picture = tmp_path / "results.json", tmp_path / "plot.png"
+    options = ["--data", str(tmp_path), "--output", str(output), "--plot", str(picture)]
+    monkeypatch.setattr("sys.argv", ["bench_quality", *options])
+    with pytest.raises(SystemExit):
+        bench_quality.main()
+    runs = [{"task": "sst2", "method": "prompt", "seed": i, "score": 0.5 + i / 9} for i in (0, 1)]
+    output.write_text(json.dumps([*runs, {"task": "codah", "method": "peft", "refused": "no"}]))
+    bench_quality.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -31,4 +31,11 @@ def test_a_toy_run(tmp_path: Path) -> None:
     for case in found["cases"].values():
         kept = case["kept bytes"]
         assert kept["ptv2, layers again"] < kept["ptv2, all but attention again"] < kept["ptv2"]
-    assert any(line.startswith("time, ptv2 / stock") for line in found["summary"])
+        assert ("peft" in kept) != ("peft" in found["left out"])
+        assert all(case["peak bytes"][rival] > kept[rival] for rival in ("ptv2", "stock"))
+    for rival, reason in found["left out"].items():
+        assert "pip install peft" in reason
+        assert f"{rival} is left out" in result.stdout
+    assert found["provenance"]["versions"].keys() >= {"torch", "peft"}
+    (time,) = (line for line in found["summary"] if line.startswith("time, ptv2 / stock"))
+    assert time.endswith(("in the mean: pass", "in the mean: fail"))
