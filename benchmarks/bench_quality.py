@@ -272,11 +272,12 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells, metric = [], ""
         for method in METHODS:
             found = [r for r in runs if (r["task"], r["method"]) == (name, method)]
+            nothing = "refused" if any("refused" in r for r in found) else "-"
             found = [r for r in found if "score" in r]
             scores = [r["score"] for r in found]
             metric = found[0]["metric"] if found else metric
             spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
-            cells.append(f"{mean(scores):.4f}{spread} ({len(scores)})" if scores else "-")
+            cells.append(f"{mean(scores):.4f}{spread} ({len(scores)})" if scores else nothing)
         lines.append(f"{name:<14}{metric:<10}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 

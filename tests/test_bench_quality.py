@@ -110,6 +110,7 @@ def test_what_peft_refuses_and_its_search_are_recorded(
         assert run["examples"] == 8
         assert run["trained_parameters"] == 2 * 16 + 2
     assert refused["refused"] == "PEFT, multiple-choice: KeyError: None"
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["codah", "-", "-", "refused"]
     assert bench("--search", *settings) == [first, refused, second, _]
     for options, message in (
         (settings, "search True, expected False"),
