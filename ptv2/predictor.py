@@ -129,15 +129,13 @@ class Predictor:
         training = self.model.training
         output = self.model.eval()(**inputs.to(self.model.device), task=names)
         self.model.train(training)
-        layout = Padded(inputs["attention_mask"])
-        found = []
-        for row, (name, logits) in enumerate(zip(names, output.logits, strict=True)):
-            if logits is None:  # feature extraction
-                states, own = layout.select(output.last_hidden_state.float(), [row])
-                first = self.model.tasks[name].pooling == "first"
-                logits = (own.first(states) if first else own.mean(states))[0]
-            found.append(logits.cpu())
-        return found
+        if None in output.logits:  # feature extraction
+            layout, states = Padded(inputs["attention_mask"]), output.last_hidden_state.float()
+            pooled = {"first": layout.first(states), "mean": layout.mean(states)}
+        return [
+            (pooled[self.model.tasks[name].pooling][row] if logits is None else logits).cpu()
+            for row, (name, logits) in enumerate(zip(names, output.logits, strict=True))
+        ]
 
 
 def kept_fields(config: PromptConfig) -> dict[str, Any]:
