@@ -139,6 +139,8 @@ def test_questions_and_choices_from_files_to_answers(work: Path, tmp_path: Path)
         assert line["question"] == row["ask"]
         answer = line["answers"][kind]
         assert answer.get("text") in ("fine", "in", "dull") or answer["answer"] in row["context"]
+    message = fails("predict", "--prompt", tmp_path / "multiple-choice", "--text", "a film")
+    assert message == "text: multiple-choice reads lists of choices, expected --data"
     message = fails(*training(work, *SENTIMENT, "--output", tmp_path / "run", "--stride", "8"))
     assert message == "stride: sequence-classification has no such option, expected none"
 

@@ -1,9 +1,11 @@
 """What the commands share: options, errors in one line, files that are not overwritten."""
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -40,27 +42,66 @@ Backbone = Annotated[str | None, option("Directory or name of the encoder, if no
 MaxLength = Annotated[
     int | None, option("Longest input in tokens, if less than the encoder allows.")
 ]
-TextColumn = Annotated[str | None, option("Column with the text, if not text.")]
-TextPairColumn = Annotated[str | None, option("Column with the second text of a pair.")]
-LabelColumn = Annotated[str | None, option("Column with the label, if not label.")]
-TokensColumn = Annotated[str | None, option("Column with the words, if not tokens.")]
-TagsColumn = Annotated[str | None, option("Column with the words' tags, if not tags.")]
-QuestionColumn = Annotated[str | None, option("Column with the question, if not question.")]
-ContextColumn = Annotated[str | None, option("Column with the context, if not context.")]
-AnswersColumn = Annotated[str | None, option("Column with the answers, if not answers.")]
-ChoicesColumn = Annotated[str | None, option("Column with the list of choices, if not choices.")]
-Stride = Annotated[int | None, option("Tokens that the windows of a long input share.")]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 
 
-def fields_of(kind: str, **columns: Any) -> dict[str, Any]:
-    """The fields of a task that were given; one that its kind does not have is an error."""
-    known = {field.name for field in fields(TASKS[kind])} if kind in TASKS else set(columns)
-    given = {name: column for name, column in columns.items() if column is not None}
+TASK_OPTIONS: dict[str, tuple[type, str]] = {
+    "text_column": (str, "Column with the text, if not text."),
+    "text_pair_column": (str, "Column with the second text of a pair."),
+    "label_column": (str, "Column with the label, if not label."),
+    "tokens_column": (str, "Column with the words, if not tokens."),
+    "tags_column": (str, "Column with the words' tags, if not tags."),
+    "question_column": (str, "Column with the question, if not question."),
+    "context_column": (str, "Column with the context, if not context."),
+    "answers_column": (str, "Column with the answers, if not answers."),
+    "choices_column": (str, "Column with the list of choices, if not choices."),
+    "stride": (int, "Tokens that the windows of a long input share."),
+}
+"""The fields of tasks that a command line may set, for all kinds of task together."""
+TaskOptions = Mapping[str, Any]
+NO_OPTIONS: TaskOptions = MappingProxyType({})
+
+
+def takes_task_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Replace a command's parameter `task_options` by an option for each of TASK_OPTIONS.
+
+    The command gets those that were given, by their names.
+    """
+
+    @functools.wraps(command)
+    def taking(*args: Any, **kwargs: Any) -> R:
+        given = {name: kwargs.pop(name) for name in TASK_OPTIONS}
+        options = {name: value for name, value in given.items() if value is not None}
+        return command(*args, **kwargs, task_options=options)
+
+    own = inspect.signature(command, eval_str=True)
+    parameters = []
+    for parameter in own.parameters.values():
+        if parameter.name != "task_options":
+            parameters.append(parameter)
+            continue
+        for name, (kind, text) in TASK_OPTIONS.items():
+            annotation = Annotated[kind | None, option(text)]  # type: ignore[valid-type]
+            parameters.append(parameter.replace(name=name, default=None, annotation=annotation))
+    taking.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    taking.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return taking
+
+
+def options_of(kinds: Collection[str], given: TaskOptions) -> dict[str, dict[str, Any]]:
+    """Of the given options of tasks, those that each kind of task has.
+
+    Raises:
+        ValueError: one that none of the kinds has.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for kind in kinds:
+        known = {field.name for field in fields(TASKS[kind])} if kind in TASKS else set(given)
+        found[kind] = {name: value for name, value in given.items() if name in known}
     for name in given:
-        if name not in known:
-            raise ValueError(f"{name}: {kind} has no such option, expected none")
-    return given
+        if not any(name in own for own in found.values()):
+            raise ValueError(f"{name}: {', '.join(kinds)} has no such option, expected none")
+    return found
 
 
 def layer_numbers(text: str) -> tuple[int, ...]:

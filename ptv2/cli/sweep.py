@@ -13,22 +13,15 @@ from ..sweep import sweep as train_runs
 from ..tasks import TASKS
 from .options import (
     DATA,
-    AnswersColumn,
-    ChoicesColumn,
-    ContextColumn,
-    LabelColumn,
+    NO_OPTIONS,
     MaxLength,
     Overwrite,
-    QuestionColumn,
-    Stride,
-    TagsColumn,
-    TextColumn,
-    TextPairColumn,
-    TokensColumn,
-    fields_of,
+    TaskOptions,
     layer_numbers,
     option,
+    options_of,
     reports_errors,
+    takes_task_options,
 )
 
 Texts = list[str] | None
@@ -37,6 +30,7 @@ Counts = list[int] | None
 
 
 @reports_errors
+@takes_task_options
 def sweep(
     backbone: Annotated[str, option("Directory or name of the encoder.")],
     output: Annotated[Path, option("Directory for the prompts, the table and the plot.")],
@@ -50,16 +44,7 @@ def sweep(
     validation_split: Annotated[
         str | None, option("Split of a named dataset: validation.")
     ] = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
-    tokens_column: TokensColumn = None,
-    tags_column: TagsColumn = None,
-    question_column: QuestionColumn = None,
-    context_column: ContextColumn = None,
-    answers_column: AnswersColumn = None,
-    choices_column: ChoicesColumn = None,
-    stride: Stride = None,
+    task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
     prompt_length: Annotated[Counts, option("Prompt keys and values in each layer.")] = None,
     parametrization: Annotated[Texts, option("direct or mlp.")] = None,
@@ -89,18 +74,6 @@ def sweep(
 
     In the plan, a list of values is what a repeated option is here.
     """
-    columns = {
-        "text_column": text_column,
-        "text_pair_column": text_pair_column,
-        "label_column": label_column,
-        "tokens_column": tokens_column,
-        "tags_column": tags_column,
-        "question_column": question_column,
-        "context_column": context_column,
-        "answers_column": answers_column,
-        "choices_column": choices_column,
-        "stride": stride,
-    }
     settings = {
         "prompt_length": prompt_length,
         "parametrization": parametrization,
@@ -126,7 +99,7 @@ def sweep(
         "precision": precision,
         "backbone_dropout": backbone_dropout,
         **{name: _one_or_all(given) for name, given in settings.items() if given},
-        **columns,
+        **task_options,
     }
     entry = {name: given for name, given in entry.items() if given is not None}
     if plan is not None and entry:
@@ -135,7 +108,7 @@ def sweep(
         for name in ("task", "train", "validation"):
             if name not in entry:
                 raise ValueError(f"{name}: expected --{name} or a --plan")
-        fields_of(entry["task"], **columns)
+        options_of([entry["task"]], task_options)
     entries = {"": entry} if plan is None else read_plan(plan)
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
     runs = runs_of_plan(predictor, entries)

@@ -18,26 +18,20 @@ from ..training import prepare_module
 from ..training import train as train_task
 from .options import (
     DATA,
-    AnswersColumn,
-    ChoicesColumn,
-    ContextColumn,
-    LabelColumn,
+    NO_OPTIONS,
     MaxLength,
     Overwrite,
-    QuestionColumn,
-    Stride,
-    TagsColumn,
-    TextColumn,
-    TextPairColumn,
-    TokensColumn,
-    fields_of,
+    TaskOptions,
     layer_numbers,
     option,
+    options_of,
     reports_errors,
+    takes_task_options,
 )
 
 
 @reports_errors
+@takes_task_options
 def train(
     backbone: Annotated[str, option("Directory or name of the encoder.")],
     task: Annotated[str, option(f"Kind of task: {' or '.join(TASKS)}.")],
@@ -49,16 +43,7 @@ def train(
     validation_split: Annotated[
         str | None, option("Split of a named dataset: validation.")
     ] = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
-    tokens_column: TokensColumn = None,
-    tags_column: TagsColumn = None,
-    question_column: QuestionColumn = None,
-    context_column: ContextColumn = None,
-    answers_column: AnswersColumn = None,
-    choices_column: ChoicesColumn = None,
-    stride: Stride = None,
+    task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
@@ -122,25 +107,13 @@ def train(
         save_steps=save_steps,
         seed=seed,
     )
-    columns = fields_of(
-        task,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        tokens_column=tokens_column,
-        tags_column=tags_column,
-        question_column=question_column,
-        context_column=context_column,
-        answers_column=answers_column,
-        choices_column=choices_column,
-        stride=stride,
-    )
+    own = options_of([task], task_options)[task]
     parts = (
         load_data(train, train_split),
         load_data(validation, validation_split, "validation"),
     )
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
-    reader = make_task(task, predictor.tokenizer, max_length=predictor.max_length, **columns)
+    reader = make_task(task, predictor.tokenizer, max_length=predictor.max_length, **own)
     reader = reader.fit_labels(*parts)
     prompt = {
         "task": task,

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from datasets import Dataset
 
@@ -12,48 +13,33 @@ from ..model import PromptModel
 from ..predictor import Predictor
 from ..report import print_scores
 from ..storage import write_json
-from ..tasks import load_data
+from ..tasks import TASKS, load_data
 from ..training import evaluate
 from .options import (
     DATA,
-    AnswersColumn,
+    NO_OPTIONS,
     Backbone,
-    ChoicesColumn,
-    ContextColumn,
-    LabelColumn,
     MaxLength,
     Overwrite,
     PromptDir,
-    QuestionColumn,
-    Stride,
-    TagsColumn,
-    TextColumn,
-    TextPairColumn,
-    TokensColumn,
-    fields_of,
+    TaskOptions,
     option,
+    options_of,
     refuse_overwriting,
     reports_errors,
+    takes_task_options,
     write_lines,
 )
 
 
 @reports_errors
+@takes_task_options
 def evaluate_prompt(
     prompt: PromptDir,
     data: Annotated[str, option(DATA)],
     split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
     backbone: Backbone = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
-    tokens_column: TokensColumn = None,
-    tags_column: TagsColumn = None,
-    question_column: QuestionColumn = None,
-    context_column: ContextColumn = None,
-    answers_column: AnswersColumn = None,
-    choices_column: ChoicesColumn = None,
-    stride: Stride = None,
+    task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
@@ -62,22 +48,8 @@ def evaluate_prompt(
     refuse_overwriting(output, overwrite)
     examples = load_data(data, split, "test")
     predictor, (name,) = load_prompts([prompt], backbone, max_length)
-    reader = predictor.task(
-        name,
-        **fields_of(
-            predictor.model.tasks[name].task,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=label_column,
-            tokens_column=tokens_column,
-            tags_column=tags_column,
-            question_column=question_column,
-            context_column=context_column,
-            answers_column=answers_column,
-            choices_column=choices_column,
-            stride=stride,
-        ),
-    )
+    kind = predictor.model.tasks[name].task
+    reader = predictor.task(name, **options_of([kind], task_options)[kind])
     scores = evaluate(predictor, name, reader, examples)
     print_scores({name: scores, "commonest answer": scores["majority"]})
     if output is not None:
@@ -85,20 +57,17 @@ def evaluate_prompt(
 
 
 @reports_errors
+@takes_task_options
 def predict(
     prompt: Annotated[list[Path], option("Directory of a saved prompt; may be repeated.")],
     text: Annotated[list[str] | None, option("A text; may be repeated.")] = None,
-    text_pair: Annotated[list[str] | None, option("The second text of each --text.")] = None,
+    text_pair: Annotated[
+        list[str] | None, option("The second text of each --text; a question's context.")
+    ] = None,
     data: Annotated[str | None, option("File or dataset, instead of --text.")] = None,
     split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
     backbone: Backbone = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    tokens_column: TokensColumn = None,
-    question_column: QuestionColumn = None,
-    context_column: ContextColumn = None,
-    choices_column: ChoicesColumn = None,
-    stride: Stride = None,
+    task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
@@ -112,49 +81,58 @@ def predict(
             f"text_pair: expected one for each --text, {len(text or [])}, got {len(text_pair)}"
         )
     if text:
-        fields = {"text": text, "tokens": text} | ({"text_pair": text_pair} if text_pair else {})
-        examples = Dataset.from_dict(fields)
-        given = (text_column, tokens_column, text_pair_column)
-        if any(column is not None for column in given):
-            raise ValueError("text_column: columns are of --data, expected none with --text")
-        text_pair_column = "text_pair" if text_pair else None
+        examples = typed_examples(text, text_pair)
+        columns = [name for name in task_options if name.endswith("_column")]
+        if columns:
+            raise ValueError(f"{columns[0]}: columns are of --data, expected none with --text")
     else:
         assert data is not None
         examples = load_data(data, split, "test")
     predictor, names = load_prompts(prompt, backbone, max_length)
-    readers = {
-        name: predictor.task(
-            name,
-            **fields_of(
-                predictor.model.tasks[name].task,
-                text_column=text_column,
-                text_pair_column=text_pair_column,
-                tokens_column=tokens_column,
-                question_column=question_column,
-                context_column=context_column,
-                choices_column=choices_column,
-                stride=stride,
-            ),
-        )
-        for name in names
-    }
+    kinds = {name: predictor.model.tasks[name].task for name in names}
+    options = options_of(set(kinds.values()), task_options)
+    readers = {}
+    for name, kind in kinds.items():
+        own = dict(options[kind])
+        if text:
+            own |= typed_columns(kind, text_pair)
+        readers[name] = predictor.task(name, **own)
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
     rows = [(name, feature) for name in names for feature in features[name]]
     answers = predictor.answer(readers, rows)
     inputs = {
-        "text": text_column or "text",
-        "text_pair": text_pair_column,
-        "tokens": tokens_column or "tokens",
-        "question": question_column or "question",
+        key: column
+        for reader in readers.values()
+        for key in ("text", "text_pair", "tokens", "question")
+        if (column := getattr(reader, f"{key}_column", None)) is not None
     }
     lines = []
     for place, example in enumerate(examples):
-        line = {key: example[column] for key, column in inputs.items() if column in example}
+        line: dict[str, Any] = {key: example[column] for key, column in inputs.items()}
         line["answers"] = {
             name: answers[place + i * len(examples)] for i, name in enumerate(names)
         }
         lines.append(json.dumps(line, ensure_ascii=False))
     write_lines(lines, output)
+
+
+def typed_examples(text: list[str], text_pair: list[str] | None) -> Dataset:
+    """Texts as data, in the columns that every kind of task reads unless told otherwise."""
+    columns = dict.fromkeys(("text", "tokens", "question"), text)
+    if text_pair:
+        columns |= dict.fromkeys(("text_pair", "context"), text_pair)
+    return Dataset.from_dict(columns)
+
+
+def typed_columns(kind: str, text_pair: list[str] | None) -> dict[str, str]:
+    """The columns of `typed_examples` that a kind of task would not read by itself."""
+    known = {field.name for field in fields(TASKS[kind])}
+    if "choices_column" in known:
+        raise ValueError(f"text: {kind} reads lists of choices, expected --data")
+    if "context_column" in known and not text_pair:
+        raise ValueError(f"text_pair: {kind} reads the context there, expected one a --text")
+    pairs = text_pair and "text_pair_column" in known
+    return {"text_pair_column": "text_pair"} if pairs else {}
 
 
 def load_prompts(

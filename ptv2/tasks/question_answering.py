@@ -1,41 +1,49 @@
 """Extractive question answering: the span of a context that answers a question."""
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from datasets import Dataset
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from tokenizers import Encoding
 from torch import Tensor
 
-from . import squad
-from .data import check_columns, example
-from .task import Answer, Feature, Task
-from .tokens import CHUNK, progress, token_limit
+from .contexts import encode_contexts
+from .data import check_columns, example, texts_of
+from .squad import squad_scores
+from .task import Answer, Feature, Task, by_example
 
-OUTSIDE = -1
-"""The offset of a token that is not of the context."""
+NO_ANSWER = 0
+"""The position that stands for no answer in a window: its first token."""
+
+Indices = NDArray[np.intp]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class QuestionAnswering(Task):
-    """Questions and contexts in the form of SQuAD; a long context is read in windows.
+    """Questions, each answered by a span of its context, or by none.
 
     Args:
-        question_column, context_column: where the data keeps the texts.
-        answers_column: where it keeps {"text": [...], "answer_start": [...]}, the right answers
-            and the characters where they begin; both empty where there is none. The first is
-            trained on.
-        stride: tokens of the context that neighbouring windows share; at most half the room.
-        max_answer_length: longest answer in tokens.
-        n_best: how many of the best spans share the probability.
-        no_answer: whether "" may be the answer, as in SQuAD 2.0; `fit_labels` sets it.
-        null_threshold: "" is the answer if its logits exceed the best span's by more than this.
+        question_column, context_column, answers_column: where the data keeps its fields; answers
+            as in SQuAD: {"text": [...], "answer_start": [...]}, starts counted in characters.
+        stride: tokens that the windows of a long context share, at most half of those that the
+            question leaves for the context.
+        max_answer_length: tokens of an answer at most.
+        n_best: how many spans share the probability of an answer.
+        no_answer: whether a question may have no answer; `fit_labels` sets it if one has none.
+        null_threshold: with `no_answer`, how far the score of no answer must exceed that of the
+            best span.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     question_column: str = "question"
@@ -49,191 +57,209 @@ class QuestionAnswering(Task):
 
     kind: ClassVar[str] = "question-answering"
     metric: ClassVar[str] = "f1"
-    label_columns: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
     prompt_fields: ClassVar[tuple[str, ...]] = ("no_answer",)
+    label_columns: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
 
     def __post_init__(self) -> None:
         for name, least in (("stride", 0), ("max_answer_length", 1), ("n_best", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
 
     def fit_labels(self, *parts: Dataset) -> Self:
-        found = [answers for part in parts for answers in self.references(part)]
-        return replace(self, no_answer=not all(found))
+        """This task, with `no_answer` if a question of the data has no answer."""
+        unanswered = any(not texts for part in parts for texts in self.references(part))
+        return replace(self, no_answer=self.no_answer or unanswered)
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
-        """A feature a window: model inputs, the context and each token's "offsets" in it."""
-        columns = {"question_column": self.question_column, "context_column": self.context_column}
-        check_columns(data, **columns)
-        questions, contexts = ([str(text) for text in data[column]] for column in columns.values())
-        features = self._windows(questions, contexts)
+        """Features, one a window of a context; see `encode_contexts`.
+
+        An answer is trained in every window that holds all of it, on the tokens that it touches;
+        other windows point to their first token. Of several answers the first is trained.
+        """
+        questions = texts_of(data, "question_column", self.question_column)
+        contexts = texts_of(data, "context_column", self.context_column)
+        windows = self._encode(questions, contexts, partial(example, data))
         if labelled:
-            spans = self._spans(data, contexts)
-            places = [
-                _token_span(np.asarray(offsets), spans[example])
-                for offsets, example in zip(features["offsets"], features["example"], strict=True)
-            ]
-            features["start_positions"] = [start for start, _ in places]
-            features["end_positions"] = [end for _, end in places]
-        return Dataset.from_dict(features)
+            self._add_labels(windows, self._answers(data), partial(example, data))
+        return Dataset.from_list(windows)
 
     def prepare_inputs(self, inputs: Sequence[tuple[str, str]]) -> Dataset:
-        """Features of (question, context) pairs."""
-        if any(isinstance(pair, str) or len(pair) != 2 for pair in inputs):
-            raise ValueError("inputs: expected pairs of a question and a context")
-        questions, contexts = (list(column) for column in zip(*inputs, strict=True))
-        return Dataset.from_dict(self._windows(questions, contexts))
-
-    def _windows(self, questions: list[str], contexts: list[str]) -> dict[str, list[Any]]:
-        limit = token_limit(self.tokenizer, self.max_length)
-        special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        names = self.tokenizer.model_input_names
-        features: dict[str, list[Any]] = {
-            name: [] for name in (*names, "example", "offsets", "context")
-        }
-        for first in progress(range(0, len(questions), CHUNK), "tokenising"):
-            asked = [question.lstrip() for question in questions[first : first + CHUNK]]
-            own = self.tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
-            for place, question in enumerate(asked, start=first):
-                room = limit - special - len(own[place - first])
-                if room < 2:
-                    raise ValueError(
-                        f"question_column: example {place} has {len(own[place - first])} tokens, "
-                        f"which leave no room for a context in {limit}"
-                    )
-                encoded = self.tokenizer(
-                    question,
-                    contexts[place],
-                    truncation="only_second",
-                    max_length=limit,
-                    stride=min(self.stride, room // 2),
-                    return_overflowing_tokens=True,
-                )
-                for window, encoding in enumerate(encoded.encodings):
-                    for name in names:
-                        features[name].append(encoded[name][window])
-                    features["example"].append(place)
-                    features["offsets"].append(_context_offsets(encoding))
-                    features["context"].append(contexts[place])
-        return features
-
-    def _spans(self, data: Dataset, contexts: list[str]) -> list[tuple[int, int] | None]:
-        """The characters of each example's first answer; None for none."""
-        check_columns(data, answers_column=self.answers_column)
-        spans: list[tuple[int, int] | None] = []
-        for place, (answers, context) in enumerate(
-            zip(data[self.answers_column], contexts, strict=True)
-        ):
-            texts, starts = _texts(data, place, answers), answers["answer_start"]
-            if not texts:
-                spans.append(None)
-                continue
-            start, end = starts[0], starts[0] + len(texts[0])
-            if not texts[0] or context[start:end] != texts[0]:
+        """Features of (question, context)s."""
+        for place, pair in enumerate(inputs):
+            if not isinstance(pair, list | tuple) or [type(text) for text in pair] != [str] * 2:
                 raise ValueError(
-                    f"answers_column: expected the answer {texts[0]!r} of {example(data, place)} "
-                    f"at character {start} of its context, got {context[start:end]!r}"
+                    f"inputs: expected (question, context)s, got {pair!r} at place {place}"
                 )
-            spans.append((start, end))
-        return spans
+        return Dataset.from_list(
+            self._encode(
+                [question for question, _ in inputs],
+                [context for _, context in inputs],
+                "example {}".format,
+            )
+        )
+
+    def _encode(
+        self, questions: Sequence[str], contexts: Sequence[str], where: Callable[[int], str]
+    ) -> list[Feature]:
+        limits = self.max_length, self.stride
+        return encode_contexts(self.tokenizer, *limits, questions, contexts, where)
+
+    def _add_labels(
+        self,
+        windows: list[Feature],
+        answers: list[list[tuple[int, str]]],
+        where: Callable[[int], str],
+    ) -> None:
+        lost = 0
+        for group in by_example(windows):
+            place = group[0]["example"]
+            if not answers[place] and not self.no_answer:
+                raise ValueError(
+                    f"{self.answers_column}: expected an answer, but {where(place)} has none "
+                    f"and the task's no_answer is False"
+                )
+            spans = [token_span(window, *answers[place][:1]) for window in group]
+            lost += bool(answers[place]) and not any(spans)
+            for window, span in zip(group, spans, strict=True):
+                window["start_positions"], window["end_positions"] = span or (NO_ANSWER,) * 2
+        if lost:
+            logger.warning("%d answers are whole in no window: they are not trained", lost)
 
     def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
-        """Logits (length, 2) of every window -> the best span.
+        """Logits (length, 2) of every window -> "answer", its place in the context and "score".
 
-        Returns:
-            "answer", cut from the context at the characters "start" and "end", and "score", its
-            share of the probability of the `n_best` spans. If there may be no answer, "null" is
-            how much the logits of that exceed the best span's; the answer then may be "", whose
-            "start" and "end" are None.
+        "start" and "end" count characters of the context; no answer is "" with -1 for both. The
+        score is the probability among the `n_best` spans of all windows and, with `no_answer`,
+        none at all; "null" then is how far the score of none exceeds the best span's.
         """
-        scores = [row.float().numpy() for row in logits]
-        spans: dict[tuple[int, int], float] = {}
-        for row, feature in zip(scores, features, strict=True):
-            for score, start, end in self._best_spans(row, np.asarray(feature["offsets"])):
-                spans[start, end] = max(score, spans.get((start, end), score))
-        ranked = sorted(spans.items(), key=lambda item: -item[1])[: self.n_best]
-        values = [score for _, score in ranked]
-        null = min(float(row[0].sum()) for row in scores)
-        if self.no_answer or not ranked:
-            values.append(null)
-        shares = torch.softmax(torch.tensor(values), 0).tolist()
-        found: Answer = {"answer": "", "score": round(shares[-1], 4), "start": None, "end": None}
-        margin = null - values[0]
-        if ranked and not (self.no_answer and margin > self.null_threshold):
-            (start, end), _ = ranked[0]
-            text = features[0]["context"][start:end]
-            found = {"answer": text, "score": round(shares[0], 4), "start": start, "end": end}
-        return found | ({"null": round(margin, 4)} if self.no_answer else {})
-
-    def _best_spans(
-        self, scores: NDArray[Any], offsets: NDArray[Any]
-    ) -> list[tuple[float, int, int]]:
-        """(score, first character, end) of the best spans of a window, which has (length, 2)."""
-        inside = np.flatnonzero(offsets[:, 0] != OUTSIDE)
-        if not len(inside):
-            return []
-        starts, ends = scores[inside, 0], scores[inside, 1]
-        beyond = np.full(self.max_answer_length - 1, -np.inf, ends.dtype)
-        windows = sliding_window_view(np.concatenate((ends, beyond)), self.max_answer_length)
-        sums = (starts[:, None] + windows).ravel()  # of start i and end i + j at i, j
-        best = np.argsort(-sums, kind="stable")[: self.n_best]
-        best = best[np.isfinite(sums[best])]
-        first, more = np.divmod(best, self.max_answer_length)
-        return [
-            (float(sums[k]), int(offsets[inside[i], 0]), int(offsets[inside[i + j], 1]))
-            for k, i, j in zip(best, first, more, strict=True)
-        ]
+        spans = best_spans(logits, features, self.max_answer_length, self.n_best)
+        candidates, scores = list(spans), list(spans.values())
+        chosen, margin = 0, {}
+        if self.no_answer:
+            null = min(float(window[NO_ANSWER].float().sum()) for window in logits)
+            margin = {"null": round(null - scores[0], 4)}
+            chosen = 0 if null - scores[0] <= self.null_threshold else -1
+            candidates.append((-1, -1))
+            scores.append(null)
+        start, end = candidates[chosen]
+        probability = torch.tensor(scores).softmax(-1)[chosen]
+        return {
+            "answer": features[0]["context"][start:end],
+            "score": round(float(probability), 4),
+            "start": start,
+            "end": end,
+            **margin,
+        }
 
     def references(self, data: Dataset) -> list[Any]:
-        """The texts of the right answers; none where there is no answer."""
-        check_columns(data, answers_column=self.answers_column)
+        """The accepted answers of each example; none for a question without an answer."""
+        return [[text for _, text in answers] for answers in self._answers(data)]
+
+    def _answers(self, data: Dataset) -> list[list[tuple[int, str]]]:
+        """(start, text) of all answers of each example, checked against the context."""
+        check_columns(data, context_column=self.context_column, answers_column=self.answers_column)
+        rows = zip(data[self.answers_column], data[self.context_column], strict=True)
         return [
-            _texts(data, place, answers) for place, answers in enumerate(data[self.answers_column])
+            self._checked(answers, str(context), partial(example, data, place))
+            for place, (answers, context) in enumerate(rows)
         ]
 
+    def _checked(
+        self, answers: Any, context: str, where: Callable[[], str]
+    ) -> list[tuple[int, str]]:
+        column = self.answers_column
+        try:
+            pairs = list(zip(answers["answer_start"], answers["text"], strict=True))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f'{column}: expected {{"text": [...], "answer_start": [...]}}, '
+                f"but {where()} has {answers!r}"
+            ) from None
+        for start, text in pairs:
+            valid = isinstance(start, int) and start >= 0 and isinstance(text, str) and text
+            if not valid or not context.startswith(text, start):
+                raise ValueError(
+                    f"{column}: expected a part of the context, but {where()} has not "
+                    f"{text!r} at character {start}"
+                )
+        return pairs
+
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
-        """Exact match and F1 as SQuAD's scripts define them."""
-        return squad.scores([answer["answer"] for answer in answers], references)
+        """SQuAD's exact match and F1, from 0 to 1; see `squad_scores`."""
+        return squad_scores([answer["answer"] for answer in answers], references)
 
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
-        """The scores of always giving the text that most questions have as first answer."""
-        firsts = Counter(texts[0] if texts else "" for texts in references)
-        ((commonest, _),) = firsts.most_common(1)
-        return squad.scores([commonest] * len(references), references)
+        """The scores of one text for all: the commonest, where no answer counts as the text ""."""
+        texts = Counter(text for row in references for text in dict.fromkeys(row or [""]))
+        ((commonest, _),) = texts.most_common(1)
+        return self.score([{"answer": commonest}] * len(references), references)
 
 
-def _context_offsets(encoding: Encoding) -> list[tuple[int, int]]:
-    """The characters of each token of the context; OUTSIDE for the others."""
-    return [
-        offsets if sequence == 1 else (OUTSIDE, OUTSIDE)
-        for offsets, sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
-    ]
+def token_span(window: Feature, answer: tuple[int, str] | None = None) -> tuple[int, int] | None:
+    """The first and the last token that an answer touches; None if it is not all in the window.
+
+    Args:
+        answer: its first character in the context, and its text.
+    """
+    places, starts, ends = _candidates(window)
+    if answer is None or not len(places):
+        return None
+    start, text = answer
+    first, last = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+    if first < starts[0] or last > ends[-1]:
+        return None
+    left = np.searchsorted(ends, first, side="right")
+    right = np.searchsorted(starts, last, side="left") - 1
+    return (int(places[left]), int(places[right])) if left <= right else None
 
 
-def _token_span(offsets: NDArray[Any], span: tuple[int, int] | None) -> tuple[int, int]:
-    """First and last token of characters; (0, 0) if there are none or not all in the window."""
-    inside = np.flatnonzero(offsets[:, 0] != OUTSIDE)
-    if span is None or not len(inside):
-        return 0, 0
-    starts, ends = offsets[inside, 0], offsets[inside, 1]
-    if span[0] < starts[0] or span[1] > ends[-1]:
-        return 0, 0
-    first = np.searchsorted(starts, span[0], side="right") - 1
-    last = np.searchsorted(ends, span[1], side="left")
-    return int(inside[first]), int(inside[max(first, last)])
+def _candidates(window: Feature) -> tuple[Indices, Indices, Indices]:
+    """The tokens of the context that have a text: their places, starts and ends."""
+    starts, ends = np.array(window["token_starts"]), np.array(window["token_ends"])
+    places = np.flatnonzero(starts < ends)
+    return places, starts[places], ends[places]
 
 
-def _texts(data: Dataset, place: int, answers: Any) -> list[str]:
-    try:
-        texts, starts = list(answers["text"]), list(answers["answer_start"])
-    except (KeyError, TypeError):
-        raise ValueError(
-            f'answers_column: expected {{"text": [...], "answer_start": [...]}}, '
-            f"got {answers!r} in {example(data, place)}"
-        ) from None
-    if len(texts) != len(starts):
-        raise ValueError(
-            f"answers_column: expected one answer_start a text, got {len(starts)} and "
-            f"{len(texts)} in {example(data, place)}"
-        )
-    return texts
+def _pairs(places: Indices, longest: int) -> tuple[Indices, Indices]:
+    """All pairs of ascending places, as indices, that are less than `longest` apart."""
+    first = np.arange(len(places))[:, None]
+    last = first + np.arange(min(longest, len(places)))
+    near = places[np.minimum(last, len(places) - 1)] - places[:, None] < longest
+    rows, columns = np.nonzero((last < len(places)) & near)
+    return rows, last[rows, columns]
+
+
+def best_spans(
+    logits: Sequence[Tensor], windows: Sequence[Feature], max_answer_length: int, n_best: int
+) -> dict[tuple[int, int], float]:
+    """The spans of a context with the highest scores, the best first.
+
+    A span has two tokens of the context as its ends, of one window and in order, and at most
+    `max_answer_length` tokens. Its score is the sum of its start's and its end's logit; one that
+    several windows show keeps its best.
+
+    Args:
+        logits: (length, 2) of each window.
+        windows: of one example.
+
+    Returns:
+        Scores by the first character of the span and the one after its last.
+    """
+    scores, edges = [], []
+    for window_logits, window in zip(logits, windows, strict=True):
+        places, starts, ends = _candidates(window)
+        if not len(places):
+            continue
+        start_logits, end_logits = window_logits.float().numpy()[places].T
+        first, last = _pairs(places, max_answer_length)
+        span_scores = start_logits[first] + end_logits[last]
+        top = np.argpartition(-span_scores, min(n_best, len(first)) - 1)[:n_best]
+        scores.append(span_scores[top])
+        edges.append(np.stack((starts[first[top]], ends[last[top]]), axis=-1))
+    values, spans = np.concatenate(scores), np.concatenate(edges)
+    best: dict[tuple[int, int], float] = {}
+    for place in np.argsort(-values, kind="stable"):
+        start, end = spans[place].tolist()
+        best.setdefault((start, end), float(values[place]))
+    return dict(islice(best.items(), n_best))

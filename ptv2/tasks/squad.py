@@ -1,63 +1,69 @@
-"""Exact match and F1 of answer texts, as SQuAD's official scripts define them.
-
-Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
-"""
+"""Exact match and F1 of answer texts, as the official SQuAD evaluation defines them."""
 
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def normalise(text: str) -> str:
-    """Lower case without ASCII punctuation, articles and surplus whitespace."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def normalize(text: str) -> str:
+    """Lower case, without punctuation and English articles, one space between the words."""
+    text = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-def exact_match(given: str, expected: str) -> float:
-    """1 if the texts are equal once normalised, else 0."""
-    return float(normalise(given) == normalise(expected))
+def exact_match(answer: str, reference: str) -> float:
+    """1 if the normalised texts are equal, else 0."""
+    return float(normalize(answer) == normalize(reference))
 
 
-def f1(given: str, expected: str) -> float:
-    """F1 of the bags of words; if one is empty, 1 if both are, else 0."""
-    given_words, expected_words = normalise(given).split(), normalise(expected).split()
-    if not given_words or not expected_words:
-        return float(given_words == expected_words)
-    common = sum((Counter(given_words) & Counter(expected_words)).values())
-    return 2 * common / (len(given_words) + len(expected_words))
+def f1(answer: str, reference: str) -> float:
+    """F1 of the words that the normalised texts share, each as often as both have it."""
+    given, expected = normalize(answer).split(), normalize(reference).split()
+    shared = (Counter(given) & Counter(expected)).total()
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(given), shared / len(expected)
+    return 2 * precision * recall / (precision + recall)
 
 
-def scores(given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean exact match and F1, each against the reference that it fits best.
+def squad_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Means over the questions, from 0 to 1.
 
     Args:
-        given: the answers, "" for none.
-        references: the right answers to each question; none: the question has no answer.
+        answers: one a question, "" for none.
+        references: the accepted answers of each; none for a question without an answer.
 
     Returns:
-        "exact_match" and "f1" in [0, 1]; where some questions have no answer and some have one,
-        also those of either part, as in SQuAD 2.0.
+        "exact_match" and "f1", of each question the best over its references, as in SQuAD v1.1.
+        A question without an answer scores 1 if the answer is empty once normalised, else 0, as
+        in SQuAD v2; if there are such questions, the same scores follow with the prefixes
+        "has_answer_" and "no_answer_" for either kind.
     """
-    pairs = [_best(one, expected) for one, expected in zip(given, references, strict=True)]
-    found = _means(pairs)
-    answerable = [bool(expected) for expected in references]
-    if any(answerable) and not all(answerable):
-        for name, wanted in (("answerable", True), ("unanswerable", False)):
-            part = [pair for pair, has in zip(pairs, answerable, strict=True) if has == wanted]
-            found |= {f"{name}_{score}": value for score, value in _means(part).items()}
-    return found
+    rows = [
+        (best(exact_match, answer, accepted), best(f1, answer, accepted), bool(accepted))
+        for answer, accepted in zip(answers, references, strict=True)
+    ]
+    scores = _means("", rows)
+    if not all(references):
+        for prefix, kind in (("has_answer_", True), ("no_answer_", False)):
+            part = [row for row in rows if row[2] is kind]
+            scores |= _means(prefix, part) if part else {}
+    return scores
 
 
-def _best(given: str, expected: Sequence[str]) -> tuple[float, float]:
-    """SQuAD 2.0 leaves out references of which nothing remains; without any, "" is right."""
-    wanted = [text for text in expected if normalise(text)] or [""]
-    return max(exact_match(given, x) for x in wanted), max(f1(given, x) for x in wanted)
+def best(metric: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:
+    """A metric's highest value over the references; without any, whether the answer is empty."""
+    if not references:
+        return exact_match(answer, "")
+    return max(metric(answer, reference) for reference in references)
 
 
-def _means(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    exact, overlap = zip(*pairs, strict=True)
-    return {"exact_match": sum(exact) / len(exact), "f1": sum(overlap) / len(overlap)}
+def _means(prefix: str, rows: Sequence[tuple[float, float, bool]]) -> dict[str, float]:
+    return {
+        f"{prefix}exact_match": sum(row[0] for row in rows) / len(rows),
+        f"{prefix}f1": sum(row[1] for row in rows) / len(rows),
+    }

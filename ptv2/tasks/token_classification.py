@@ -92,12 +92,10 @@ class TokenClassification(Task):
 
     def _encode(self, words: list[list[str]]) -> dict[str, list[Any]]:
         features: dict[str, list[Any]] = {"example": [], "word_starts": []}
-        limit = token_limit(self.tokenizer, self.max_length)
+        limit = token_limit(self.tokenizer, self.max_length, pair=False)
         if self.tokenizer.truncation_side != "right":
             raise ValueError("tokenizer: expected one that truncates on the right, got the left")
         room = limit - self.tokenizer.num_special_tokens_to_add()
-        if room < 1:
-            raise ValueError(f"max_length: expected at least {limit - room + 1}, got {limit}")
         stride = min(self.stride, room // 2)
         space = _space(self.tokenizer)
         for first in progress(range(0, len(words), CHUNK), "tokenising"):

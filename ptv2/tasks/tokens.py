@@ -30,10 +30,7 @@ def encode(
         ValueError: no room for more than special tokens, or a Python tokenizer, which cannot say
             what it cut.
     """
-    limit = token_limit(tokenizer, max_length)
-    least = tokenizer.num_special_tokens_to_add(pairs is not None) + 1
-    if limit < least:
-        raise ValueError(f"max_length: expected at least {least} tokens, got {limit}")
+    limit = token_limit(tokenizer, max_length, pair=pairs is not None)
     features: dict[str, list[Any]] = {}
     encodings: list[Encoding] = []
     for start in progress(range(0, len(texts), CHUNK), "tokenising"):
@@ -54,18 +51,26 @@ def encode(
     return features, encodings
 
 
-def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    """The longest input in tokens.
+def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int:
+    """How many tokens an input may have: `max_length`, or the tokenizer's own limit.
+
+    Args:
+        pair: whether the input is of two texts.
 
     Raises:
-        ValueError: a Python tokenizer, which knows no offsets and cannot say what it cut.
+        ValueError: no room for more than special tokens, or a Python tokenizer, which cannot say
+            what it cut.
     """
     if not tokenizer.is_fast:
         raise ValueError(
             f"tokenizer: expected one backed by the tokenizers library, "
             f"got {type(tokenizer).__name__}"
         )
-    return tokenizer.model_max_length if max_length is None else max_length
+    limit = int(tokenizer.model_max_length if max_length is None else max_length)
+    least = tokenizer.num_special_tokens_to_add(pair) + 1
+    if limit < least:
+        raise ValueError(f"max_length: expected at least {least} tokens, got {limit}")
+    return limit
 
 
 def progress(steps: Sequence[int], description: str) -> Iterable[int]:

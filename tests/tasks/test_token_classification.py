@@ -129,7 +129,7 @@ def test_more_sentences_than_are_tokenised_at_once(
     ("options", "message"),
     [
         ({"stride": -1}, "stride: expected at least 0, got -1"),
-        ({"max_length": 2}, "max_length: expected at least 3, got 2"),
+        ({"max_length": 2}, "max_length: expected at least 3 tokens, got 2"),
     ],
 )
 def test_limits(tokenizer: PreTrainedTokenizerBase, options: dict, message: str) -> None:
