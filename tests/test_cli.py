@@ -265,6 +265,16 @@ def test_files_are_not_overwritten(work: Path, tmp_path: Path) -> None:
     assert "accuracy" in json.loads(output.read_text())
 
 
+def test_predict_has_no_options_for_labels(work: Path) -> None:
+    result = ptv2("predict", "--prompt", work / "sentiment", "--text", "a", "--label-column", "x")
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+    mixed = ("--prompt", work / "sentiment", "--prompt", work / "cities", "--stride", "8")
+    assert ptv2("predict", *mixed, "--text", "a film").exit_code == 0  # cities has one
+    message = fails("predict", *mixed, "--text", "a film", "--tokens-column", "x")
+    assert message == "tokens_column: columns are of --data, expected none with --text"
+
+
 def test_predict_needs_one_source(work: Path) -> None:
     prompt = ("--prompt", work / "sentiment")
     assert fails("predict", *prompt) == "text: expected either --text or --data"

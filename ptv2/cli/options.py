@@ -58,34 +58,45 @@ TASK_OPTIONS: dict[str, tuple[type, str]] = {
     "stride": (int, "Tokens that the windows of a long input share."),
 }
 """The fields of tasks that a command line may set, for all kinds of task together."""
+LABEL_OPTIONS = ("label_column", "tags_column", "answers_column")
 TaskOptions = Mapping[str, Any]
 NO_OPTIONS: TaskOptions = MappingProxyType({})
 
 
-def takes_task_options(command: Callable[..., R]) -> Callable[..., R]:
+def takes_task_options(labelled: bool = True) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Replace a command's parameter `task_options` by an option for each of TASK_OPTIONS.
 
     The command gets those that were given, by their names.
+
+    Args:
+        labelled: whether the command reads labels; else it has no option for their columns.
     """
+    taken = [name for name in TASK_OPTIONS if labelled or name not in LABEL_OPTIONS]
 
-    @functools.wraps(command)
-    def taking(*args: Any, **kwargs: Any) -> R:
-        given = {name: kwargs.pop(name) for name in TASK_OPTIONS}
-        options = {name: value for name, value in given.items() if value is not None}
-        return command(*args, **kwargs, task_options=options)
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
+        @functools.wraps(command)
+        def taking(*args: Any, **kwargs: Any) -> R:
+            given = {name: kwargs.pop(name) for name in taken}
+            options = {name: value for name, value in given.items() if value is not None}
+            return command(*args, **kwargs, task_options=options)
 
-    own = inspect.signature(command, eval_str=True)
-    parameters = []
-    for parameter in own.parameters.values():
-        if parameter.name != "task_options":
-            parameters.append(parameter)
-            continue
-        for name, (kind, text) in TASK_OPTIONS.items():
-            annotation = Annotated[kind | None, option(text)]  # type: ignore[valid-type]
-            parameters.append(parameter.replace(name=name, default=None, annotation=annotation))
-    taking.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    taking.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return taking
+        own = inspect.signature(command, eval_str=True)
+        parameters = []
+        for parameter in own.parameters.values():
+            if parameter.name != "task_options":
+                parameters.append(parameter)
+                continue
+            for name in taken:
+                kind, text = TASK_OPTIONS[name]
+                annotation = Annotated[kind | None, option(text)]  # type: ignore[valid-type]
+                parameters.append(
+                    parameter.replace(name=name, default=None, annotation=annotation)
+                )
+        taking.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        taking.__annotations__ = {x.name: x.annotation for x in parameters}
+        return taking
+
+    return decorate
 
 
 def options_of(kinds: Collection[str], given: TaskOptions) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ Counts = list[int] | None
 
 
 @reports_errors
-@takes_task_options
+@takes_task_options()
 def sweep(
     backbone: Annotated[str, option("Directory or name of the encoder.")],
     output: Annotated[Path, option("Directory for the prompts, the table and the plot.")],

@@ -31,7 +31,7 @@ from .options import (
 
 
 @reports_errors
-@takes_task_options
+@takes_task_options()
 def train(
     backbone: Annotated[str, option("Directory or name of the encoder.")],
     task: Annotated[str, option(f"Kind of task: {' or '.join(TASKS)}.")],

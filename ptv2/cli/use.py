@@ -33,7 +33,7 @@ from .options import (
 
 
 @reports_errors
-@takes_task_options
+@takes_task_options()
 def evaluate_prompt(
     prompt: PromptDir,
     data: Annotated[str, option(DATA)],
@@ -57,7 +57,7 @@ def evaluate_prompt(
 
 
 @reports_errors
-@takes_task_options
+@takes_task_options(labelled=False)
 def predict(
     prompt: Annotated[list[Path], option("Directory of a saved prompt; may be repeated.")],
     text: Annotated[list[str] | None, option("A text; may be repeated.")] = None,

@@ -165,4 +165,4 @@ def test_the_commands(encoder: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["question"] == "in film"
     assert "text_pair: question-answering reads the context there" in ptv2(*text).stderr
     result = ptv2("eval", "--prompt", run, "--data", dev, "--tags-column", "a", *columns)
-    assert "tags_column: question-answering reads no such column" in result.stderr
+    assert "tags_column: question-answering has no such option" in result.stderr
