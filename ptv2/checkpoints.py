@@ -1,9 +1,10 @@
 """A training run's checkpoints on disk: each appears in one step, and only whole ones count."""
 
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+
+from .storage import sync
 
 PREFIX, STAGED, DISCARDED = "checkpoint-", ".staged", ".discarded-"
 
@@ -36,10 +37,10 @@ def publish(staged: Path, final: Path) -> None:
     if final.exists():
         raise FileExistsError(f"output: {final} exists already; is another run writing there?")
     for path in staged.rglob("*"):
-        _sync(path)
-    _sync(staged)
+        sync(path)
+    sync(staged)
     staged.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def discard_others(folder: Path, kept: Collection[int]) -> None:
@@ -53,11 +54,3 @@ def discard_others(folder: Path, kept: Collection[int]) -> None:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

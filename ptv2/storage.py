@@ -41,7 +41,7 @@ def commit(directory: Path, files: Mapping[str, bytes]) -> None:
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    _sync(directory)
+    sync(directory)
     _move_into_place(directory)
 
 
@@ -69,13 +69,13 @@ def _move_into_place(directory: Path) -> None:
     if committed.is_dir():
         for file in sorted(committed.iterdir()):
             file.replace(directory / file.name)
-        _sync(directory)
+        sync(directory)
         committed.rmdir()
 
 
-def _sync(directory: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from ptv2 import checkpoints
 from ptv2.run_directory import open_run
+from ptv2.train_config import TrainConfig
 from ptv2.training import train
 from tests.test_training import CONFIG, DATA, encoder, new, stop_at
 from tests.test_training import checkpoints as checkpoints_of
@@ -20,6 +21,26 @@ from tests.test_training import checkpoints as checkpoints_of
 __all__ = ["encoder"]  # a fixture
 
 ROOT = Path(__file__).parents[1]
+
+
+def stop(
+    encoder: Path,
+    output: Path,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    config: TrainConfig = CONFIG,
+) -> None:
+    """Train until a step."""
+    predictor, task = new(encoder)
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(predictor.model, "t", task, DATA, output, config)
+
+
+def assert_same_prompt(folder: Path, *runs: str) -> None:
+    first, second = ((folder / run / "prompt.safetensors").read_bytes() for run in runs)
+    assert first == second
 
 
 def test_the_end_is_the_same_after_a_kill_at_any_of_fifty_moments() -> None:
@@ -44,17 +65,12 @@ def test_resuming_within_an_epoch_is_bitwise_the_same(
     config = replace(CONFIG, save_steps=2)
     predictor, task = new(encoder)
     whole = train(predictor.model, "t", task, DATA, tmp_path / "whole", config)
-    stopped, task = new(encoder)
-    with monkeypatch.context() as patch:
-        stop_at(9, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped.model, "t", task, DATA, tmp_path / "run", config)
+    stop(encoder, tmp_path / "run", 9, monkeypatch, config)
     assert [p.name for p in checkpoints_of(tmp_path / "run")] == ["checkpoint-6", "checkpoint-8"]
     resumed, task = new(encoder)
     metrics = train(resumed.model, "t", task, DATA, tmp_path / "run", config, resume=True)
     assert metrics["history"] == whole["history"]
-    prompts = [(tmp_path / run / "prompt.safetensors").read_bytes() for run in ("whole", "run")]
-    assert prompts[0] == prompts[1]
+    assert_same_prompt(tmp_path, "whole", "run")
 
 
 def test_a_run_may_be_moved_and_then_resumed(
@@ -63,17 +79,12 @@ def test_a_run_may_be_moved_and_then_resumed(
     """Also when the best epoch was before the move."""
     predictor, task = new(encoder)
     whole = train(predictor.model, "t", task, DATA, tmp_path / "whole", CONFIG)
-    stopped, task = new(encoder)
-    with monkeypatch.context() as patch:
-        stop_at(14, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped.model, "t", task, DATA, tmp_path / "here", CONFIG)
+    stop(encoder, tmp_path / "here", 14, monkeypatch)
     shutil.move(tmp_path / "here", tmp_path / "there")
     resumed, task = new(encoder)
     metrics = train(resumed.model, "t", task, DATA, tmp_path / "there", CONFIG, resume=True)
     assert metrics["best"] == whole["best"]
-    prompts = [(tmp_path / run / "prompt.safetensors").read_bytes() for run in ("whole", "there")]
-    assert prompts[0] == prompts[1]
+    assert_same_prompt(tmp_path, "whole", "there")
 
 
 def test_a_finished_run_may_be_resumed(encoder: Path, tmp_path: Path) -> None:
@@ -105,8 +116,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(
     train(again.model, "t", task, DATA, tmp_path / "run", CONFIG, resume=True)
     whole, task = new(encoder)
     train(whole.model, "t", task, DATA, tmp_path / "whole", CONFIG)
-    prompts = [(tmp_path / run / "prompt.safetensors").read_bytes() for run in ("whole", "run")]
-    assert prompts[0] == prompts[1]
+    assert_same_prompt(tmp_path, "whole", "run")
 
 
 def test_two_runs_in_one_directory(encoder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
-"""PromptModel: tasks, mixed batches, losses, what is trained, and what is refused."""
+"""PromptModel: tasks, mixed batches, losses, and what is trained."""
 
 import copy
 import pickle
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -11,32 +9,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from ptv2 import PromptConfig, PromptModel, UnknownTaskError
-
-CLASSIFY = PromptConfig(
-    task="sequence-classification", labels=("a", "b", "c"), prompt_length=5, init_std=1.0
-)
-TAG = PromptConfig(task="token-classification", labels=("O", "X"), prompt_length=3, init_std=1.0)
-REGRESS = PromptConfig(task="sequence-classification", labels=("score",), prompt_length=2)
-SEVERAL = PromptConfig("sequence-classification", ("a", "b", "c"), 2, multi_label=True)
-ANSWER = PromptConfig(task="question-answering", prompt_length=4, init_std=1.0)
-CHOOSE = PromptConfig(task="multiple-choice", prompt_length=4, init_std=1.0)
-EMBED = PromptConfig(task="feature-extraction", prompt_length=6, init_std=1.0)
-
-
-@pytest.fixture
-def model(tiny_backbone):
-    model = PromptModel(tiny_backbone("bert")).eval()
-    configs = dict(classify=CLASSIFY, tag=TAG, regress=REGRESS, answer=ANSWER, choose=CHOOSE)
-    for name, config in configs.items():
-        model.add_task(name, config)
-    model.add_task("embed", EMBED)
-    return model
-
-
-@pytest.fixture
-def batch():
-    mask = torch.arange(9) < torch.tensor([9, 4, 6, 1])[:, None]
-    return {"input_ids": torch.randint(4, 100, (4, 9)), "attention_mask": mask.long()}
+from tests.model.configs import CLASSIFY, SEVERAL, TAG
 
 
 def test_losses(model, batch):
@@ -151,85 +124,6 @@ def test_a_multiple_choice_in_a_mixed_batch_has_its_label_at_the_first_choice(mo
             model(**mixed, task=tasks, labels=labels)
 
 
-def test_a_shared_prompt_has_the_sum_of_the_tasks_gradients(model, batch, tmp_path):
-    model.add_task("other", replace(TAG, prompt_length=5), share_prompt_with="classify")
-    tags = torch.randint(0, 2, (9,))
-    tasks, labels = ["classify", "other", "classify", "other"], [2, tags, 0, tags.flip(0)]
-    prompt = model.prompts["classify"].embedding
-
-    def gradient(loss):
-        (found,) = torch.autograd.grad(loss, prompt, retain_graph=True)
-        return found
-
-    losses = model(**batch, task=tasks, labels=labels).losses
-    both = gradient(losses["classify"] + losses["other"])
-    torch.testing.assert_close(both, gradient(losses["classify"]) + gradient(losses["other"]))
-    rows = {name: x[[0, 2]] for name, x in batch.items()}
-    alone = gradient(model(**rows, task="classify", labels=torch.tensor([2, 0])).loss)
-    torch.testing.assert_close(gradient(losses["classify"]), alone)
-
-    assert len({id(p) for p in model.prompts.parameters()}) == len(model.tasks) - 1
-    twin = copy.deepcopy(model)
-    assert twin.prompts["other"] is twin.prompts["classify"]
-    for name in ("classify", "other"):
-        model.save_task(name, tmp_path / name)
-        twin.remove_task(name)
-        twin.load_task(tmp_path / name)
-        assert twin.tasks[name] == model.tasks[name]
-        assert torch.equal(twin.key_value(name), model.key_value("classify"))
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        {},
-        {"parametrization": "mlp", "mlp_hidden_size": 7},
-        {"injection": "hidden-state", "layers": (0, 2)},
-    ],
-    ids=["direct", "mlp", "hidden-state"],
-)
-def test_a_prompt_starts_from_another(tiny_backbone, tmp_path, form):
-    model = PromptModel(tiny_backbone("bert"))
-    model.add_task("first", replace(CLASSIFY, prompt_dropout=0.5, **form))
-    model.save_task("first", tmp_path / "first")
-    plain = replace(TAG, prompt_length=5, layers=form.get("layers"))
-    model.add_task("plain", plain, start_from="first")
-    model.add_task("saved", plain, start_from=tmp_path / "first")
-    model.add_task("same", replace(CLASSIFY, **form), start_from=str(tmp_path / "first"))
-    expected = model.key_value("first")
-    for name in ("plain", "saved", "same"):
-        assert torch.equal(model.key_value(name), expected)
-        assert model.prompts[name] is not model.prompts["first"]
-    with torch.no_grad():
-        model.prompts["plain"].embedding.add_(1)
-    assert torch.equal(model.key_value("first"), expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "given", "message"),
-    [
-        ({"prompt_length": 4}, {"start_from": "tag"}, "prompt with prompt_length 4, got 3"),
-        (
-            {"layers": (0,)},
-            {"start_from": "tag"},
-            r"start_from: expected a prompt with layers \(0,",
-        ),
-        (
-            {"parametrization": "mlp"},
-            {"start_from": "tag"},
-            "with parametrization mlp, got direct",
-        ),
-        ({}, {"start_from": "tag", "share_prompt_with": "tag"}, "start_from: a shared prompt has"),
-        ({}, {"share_prompt_with": "none"}, "task: 'none' is unknown"),
-        ({"init_std": 2.0}, {"share_prompt_with": "tag"}, "share_prompt_with: expected a prompt"),
-    ],
-)
-def test_prompts_that_cannot_be_shared_or_started_from(model, change, given, message):
-    with pytest.raises(ValueError, match=message):
-        model.add_task("new", replace(TAG, **change), **given)
-    assert "new" not in model.tasks
-
-
 def test_no_labelled_token_is_no_loss_not_nan(model, batch):
     out = model(**batch, task="tag", labels=torch.full((4, 9), -100))
     assert out.loss.item() == 0
@@ -317,84 +211,8 @@ def test_a_number_is_not_rounded_to_16_bits(model, batch):
     torch.testing.assert_close(out.loss, F.mse_loss(out.logits[:, 0].float(), scores))
 
 
-def test_empty_batch_is_refused(model):
-    ids = torch.zeros(0, 5, dtype=torch.long)
-    for task in ("classify", [], None):
-        with pytest.raises(ValueError, match="input_ids: expected at least one row and token"):
-            model(input_ids=ids, task=task)
-
-
-REFUSED = {
-    "unknown task": (dict(task="nope"), UnknownTaskError, "task: 'nope' is unknown; .* classify"),
-    "unknown row": (dict(task=["tag", None, "nope", None]), UnknownTaskError, "'nope' is unknown"),
-    "rows": (dict(task=["tag"]), ValueError, "task: expected 4 names, one a row, got 1"),
-    "labels of none": (dict(task=None, labels=torch.ones(4)), ValueError, "bare backbone"),
-    "labels of a bare row": (
-        dict(task=["tag", None, None, None], labels=[None, 1, None, None]),
-        ValueError,
-        "labels: row 1 has a label",
-    ),
-    "embedding labels": (dict(task="embed", labels=torch.ones(4)), ValueError, "has no loss"),
-    "qa labels": (dict(task="answer", labels=torch.ones(4)), ValueError, "start_positions and"),
-    "half a span": (dict(task="answer", start_positions=torch.ones(4)), ValueError, "together"),
-    "span of a class": (
-        dict(task="classify", start_positions=torch.ones(4)),
-        ValueError,
-        "start_positions: sequence-classification takes labels",
-    ),
-    "flat choices": (dict(task="choose"), ValueError, r"input_ids: expected \(rows, choices"),
-    "no input": (dict(task="tag", input_ids=None), ValueError, "input_ids: expected either"),
-    "4-D mask": (
-        dict(task="tag", attention_mask=torch.zeros(4, 1, 9, 9)),
-        ValueError,
-        r"attention_mask: expected \(batch, length\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(model, batch, case):
-    changes, error, message = REFUSED[case]
-    with pytest.raises(error, match=message):
-        model(**batch | changes)
-
-
-def test_token_types_that_would_be_ignored(tiny_backbone, batch):
-    model = PromptModel(tiny_backbone("distilbert"))
-    with pytest.raises(ValueError, match="token_type_ids: distilbert has none"):
-        model(**batch, token_type_ids=torch.zeros(4, 9).long(), task=None)
-
-
-def test_prompts_that_would_be_ignored(model, batch):
-    model.backbone.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError, match=r"layers \[0, 1, 2\] have a prompt .* did not use"):
-        model(**batch, task="classify")
-
-
-def test_output_attentions_is_refused(tiny_backbone, batch):
-    model = PromptModel(tiny_backbone("bert", output_attentions=True))
-    with pytest.raises(NotImplementedError, match="output_attentions"):
-        model(**batch, task=None)
-
-
 def test_hidden_states(model, batch):
     assert len(model(**batch, task="tag", output_hidden_states=True).hidden_states) == 4
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-def test_reentrant_checkpointing_is_refused(model, batch):
-    task = model.for_task("classify").train()
-    with pytest.raises(ValueError, match="use_reentrant: expected False"):
-        task.gradient_checkpointing_enable({"use_reentrant": True})
-    task.gradient_checkpointing_enable()
-    task(**batch)
-    checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)
-    for layer in model.backbone.encoder.layer:
-        layer._gradient_checkpointing_func = checkpoint
-    with pytest.raises(ValueError, match="use_reentrant: expected False"):
-        task(**batch)
-    model.backbone.gradient_checkpointing_disable()
-    task(**batch)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -410,80 +228,11 @@ def test_the_trainer_trains_the_prompt_under_checkpointing(model, batch, tmp_pat
     assert not torch.equal(model.prompts["classify"].embedding, before)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "a.b", None])
-def test_bad_task_names(model, name):
-    with pytest.raises(ValueError, match="name: expected letters"):
-        model.add_task(name, CLASSIFY)
-
-
-def test_taken_name_and_missing_layer(model):
-    with pytest.raises(ValueError, match="'tag' exists already"):
-        model.add_task("tag", TAG)
-    with pytest.raises(ValueError, match="layers: expected numbers below 3"):
-        model.add_task("deep", PromptConfig(task="feature-extraction", layers=(3,)))
-    assert "deep" not in model.tasks
-
-
-def test_decoders_are_refused(tiny_backbone):
-    with pytest.raises(ValueError, match="is_decoder"):
-        PromptModel(tiny_backbone("bert", is_decoder=True))
-
-
-BAD_CONFIGS = {
-    "task": dict(task="summarize"),
-    "labels": dict(labels=()),
-    "distinct": dict(labels=("a", "a")),
-    "strings": dict(labels=(0, 1)),
-    "parametrization": dict(parametrization="lora"),
-    "injection": dict(injection="input"),
-    "pooling": dict(pooling="max"),
-    "prompt_length": dict(prompt_length=-1),
-    "init_std": dict(init_std=float("nan")),
-    "prompt_dropout": dict(prompt_dropout=1.0),
-    "head_dropout": dict(head_dropout=-0.1),
-    "layers": dict(layers=(2, 1)),
-    "mlp_hidden_size": dict(mlp_hidden_size=0),
-    "multi_label": dict(multi_label="yes"),
-    "no_answer": dict(no_answer=True),
-}
-
-
-@pytest.mark.parametrize("field", BAD_CONFIGS)
-def test_bad_config(field):
-    with pytest.raises(ValueError, match="expected"):
-        PromptConfig(**CLASSIFY.to_dict() | BAD_CONFIGS[field])
-
-
-def test_config_round_trips():
-    assert PromptConfig.from_dict(CLASSIFY.to_dict()) == CLASSIFY
-    with pytest.raises(ValueError, match="unknown fields"):
-        PromptConfig.from_dict(CLASSIFY.to_dict() | {"new": 1})
-
-
 def test_moving_a_task_moves_the_others(model):
     model.for_task("tag").to(torch.float64)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
-def test_data_parallel_is_refused(model):
-    with pytest.raises(NotImplementedError, match="torchrun"):
-        model.for_task("tag")._replicate_for_data_parallel()
-
-
 def test_a_compiled_task_loads_its_own_state(model):
     compiled = torch.compile(model.for_task("tag"), backend="eager")
     compiled.load_state_dict(compiled.state_dict())
-
-
-def test_labels_must_fit_the_rows(model, batch):
-    with pytest.raises(ValueError, match=r"labels: expected 4, one an example, got \(1, 3\)"):
-        model(**batch, task="regress", labels=torch.ones(1, 3))
-
-
-def test_ambiguous_config_values():
-    with pytest.raises(ValueError, match="labels: expected a tuple"):
-        PromptConfig(task="sequence-classification", labels="score")
-    with pytest.raises(ValueError, match="layers: expected ascending"):
-        PromptConfig(task="feature-extraction", layers=(0.5,))
-    with pytest.raises(ValueError, match="prompt_length: expected an int"):
-        PromptConfig(task="feature-extraction", prompt_length=2.5)

@@ -1,0 +1,45 @@
+"""PromptConfig: what it accepts."""
+
+import pytest
+
+from ptv2 import PromptConfig
+from tests.model.configs import CLASSIFY
+
+BAD_CONFIGS = {
+    "task": dict(task="summarize"),
+    "labels": dict(labels=()),
+    "distinct": dict(labels=("a", "a")),
+    "strings": dict(labels=(0, 1)),
+    "parametrization": dict(parametrization="lora"),
+    "injection": dict(injection="input"),
+    "pooling": dict(pooling="max"),
+    "prompt_length": dict(prompt_length=-1),
+    "init_std": dict(init_std=float("nan")),
+    "prompt_dropout": dict(prompt_dropout=1.0),
+    "head_dropout": dict(head_dropout=-0.1),
+    "layers": dict(layers=(2, 1)),
+    "mlp_hidden_size": dict(mlp_hidden_size=0),
+    "multi_label": dict(multi_label="yes"),
+    "no_answer": dict(no_answer=True),
+}
+
+
+@pytest.mark.parametrize("field", BAD_CONFIGS)
+def test_bad_config(field):
+    with pytest.raises(ValueError, match="expected"):
+        PromptConfig(**CLASSIFY.to_dict() | BAD_CONFIGS[field])
+
+
+def test_config_round_trips():
+    assert PromptConfig.from_dict(CLASSIFY.to_dict()) == CLASSIFY
+    with pytest.raises(ValueError, match="unknown fields"):
+        PromptConfig.from_dict(CLASSIFY.to_dict() | {"new": 1})
+
+
+def test_ambiguous_config_values():
+    with pytest.raises(ValueError, match="labels: expected a tuple"):
+        PromptConfig(task="sequence-classification", labels="score")
+    with pytest.raises(ValueError, match="layers: expected ascending"):
+        PromptConfig(task="feature-extraction", layers=(0.5,))
+    with pytest.raises(ValueError, match="prompt_length: expected an int"):
+        PromptConfig(task="feature-extraction", prompt_length=2.5)
