@@ -167,10 +167,13 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number for which a falling condition holds; 0 if not even 1 does."""
+    """The largest number for which a falling condition holds, 0 if not even 1 does; where it
+    holds beyond a million, a number from there."""
     low, high = 0, 1
     while fits(high):
         low, high = high, 2 * high
+        if low > 10**6:
+            return low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -133,8 +133,17 @@ class PromptTrainer(Trainer):
         path = checkpoints.place(self.folder, step)
         self.model.load_state_dict(load_file(path / "model.safetensors"))
 
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Loss, and the scores of the answers to the validation examples."""
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, and the scores of the answers to the validation examples.
+
+        Raises:
+            ValueError: other data is given, or keys to ignore, which the scores have none of.
+        """
+        for name, given in (("eval_dataset", eval_dataset), ("ignore_keys", ignore_keys)):
+            if given is not None:
+                raise ValueError(f"{name}: expected None, got {type(given).__name__}")
         features = self.validation_features
         loss, logits = self._forward_all(features)
         answers = decode_all(self.task, features, logits)

@@ -1,4 +1,4 @@
-"""Training and evaluation of a prompt, on the unchanged transformers `Trainer`.
+"""Training and evaluation of a prompt, on the transformers `Trainer`.
 
 A run's directory holds the saved prompt, `run_config.json` and `metrics.json`, written when
 the run is done, and `checkpoints/`, from which a run that was stopped goes on.
@@ -64,6 +64,9 @@ def train(
         expected, got = getattr(model.tasks[name], field), getattr(task, field)
         if expected != got:
             raise ValueError(f"{field}: expected {expected}, got {got}")
+    for part, examples in zip(("training", "validation"), data, strict=True):
+        if not len(examples):
+            raise ValueError(f"data: expected {part} examples, got none")
     output_dir = Path(output_dir).resolve()
     features = task.prepare(data[0]), task.prepare(data[1])
     references = task.references(data[1])

@@ -131,6 +131,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(predictor: Predictor) -> N
 def test_largest() -> None:
     for limit in (0, 1, 2, 3, 7, 8, 1000):
         assert largest(lambda n, limit=limit: n <= limit) == limit
+    assert largest(lambda n: True) > 10**6
 
 
 def test_sizes() -> None:

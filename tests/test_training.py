@@ -10,13 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ptv2 import PromptConfig, PromptModel
 from ptv2.batches import Batches
 from ptv2.predictor import Predictor
 from ptv2.tasks import make_task
 from ptv2.train_config import TrainConfig
+from ptv2.trainer import PromptTrainer
 from ptv2.training import evaluate, train
 from tests.encoder import examples, save_encoder
 
@@ -189,6 +190,19 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("checkpoint-*"))
 
 
+def test_the_trainer_scores_its_own_validation_data_alone(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    features = task.prepare(DATA[0]), task.prepare(DATA[1])
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    module = predictor.model.for_task("t")
+    optimizer = torch.optim.AdamW(module.prompt.parameters())
+    references = task.references(DATA[1])
+    trainer = PromptTrainer(module, task, arguments, *features, references, optimizer)
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    with pytest.raises(ValueError, match="eval_dataset: expected None, got Dataset"):
+        trainer.evaluate(features[0])
+
+
 def test_a_checkpoint_holds_prompt_and_head_only(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
     train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
@@ -282,6 +296,9 @@ def test_nothing_is_overwritten_unasked(encoder: Path, tmp_path: Path) -> None:
 
 def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
+    for part, data in (("training", (DATA[0].select([]), DATA[1])), ("validation", (DATA[0], []))):
+        with pytest.raises(ValueError, match=f"data: expected {part} examples, got none"):
+            train(predictor.model, "t", task, data, tmp_path / "run", CONFIG)
     unlabelled = DATA[1].remove_columns("label")
     with pytest.raises(ValueError, match="label_column: expected one of the data's columns"):
         train(predictor.model, "t", task, (DATA[0], unlabelled), tmp_path / "run", CONFIG)
