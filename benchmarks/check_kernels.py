@@ -30,11 +30,12 @@ OPTIONS = {
     "causal": {"causal": True},
     "window": {"window": 17},
     "dropout": {"dropout_p": 0.1},
+    "gates": {"dropout_p": 0.1},
 }
 
 
 def make_case(
-    layout: str, prompts: str, lengths: list[int], dtype: torch.dtype, head_dim: int, **where: Any
+    layout: str, prompts: str, lengths: list[int], dtype: torch.dtype, head_dim: int, **more: Any
 ) -> tuple[dict[str, Any], Tensor]:
     """Arguments of the layout's function, what masks hide poisoned with NaN, and dO."""
     longest = max(lengths)
@@ -43,7 +44,7 @@ def make_case(
         prompts=PROMPTS[prompts],
         mixed=prompts == "bank",
         dtype=dtype,
-        **where,
+        **more,
     )
     grad_out = torch.randn(inputs["query"].shape).to(inputs["query"])
     inside = torch.arange(longest) < torch.tensor(lengths)[:, None]
@@ -61,10 +62,11 @@ def make_case(
 
 
 def evaluate(inputs: dict[str, Any], grad_out: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    """out and the five gradients; the same dropout in every call."""
+    """out and the gradients; the same dropout in every call."""
     torch.manual_seed(1)
     function = prefix_attention_varlen if "cu_seqlens" in inputs else prefix_attention
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in GRADIENTS}
+    names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
     out = function(**inputs | leaves, **options)
     return out, *torch.autograd.grad(out, tuple(leaves.values()), grad_out)
 
@@ -72,7 +74,8 @@ def evaluate(inputs: dict[str, Any], grad_out: Tensor, **options: Any) -> tuple[
 def worst_error(inputs: dict[str, Any], grad_out: Tensor, options: dict[str, Any]) -> float:
     """The largest relative error of out and the gradients; infinite for a stray NaN."""
     found = evaluate(inputs, grad_out, impl="triton", **options)
-    exactly = inputs | {name: inputs[name].double() for name in GRADIENTS}
+    names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
+    exactly = inputs | {name: inputs[name].double() for name in names}
     expected = evaluate(exactly, grad_out.double(), impl="reference", **options)
     errors = [relative_l2(x, y) for x, y in zip(found, expected, strict=True)]
     return max(float("inf") if error != error else error for error in errors)
@@ -92,7 +95,11 @@ def cases(toy: bool) -> list[Case]:
     ):
         _, head_dim, _, _, prompts, options = case
         usual = head_dim == head_dims[0] and not (toy and prompts == "long prompt")
-        if usual or (prompts, options) in {("bank", "dropout"), ("one prompt", "plain")}:
+        if usual or (prompts, options) in {
+            ("bank", "dropout"),
+            ("one prompt", "plain"),
+            ("bank", "gates"),
+        }:
             found.append(case)
     return found
 
@@ -103,7 +110,8 @@ def check_case(case: Case, device: torch.device) -> dict[str, Any]:
     rows = [max(lengths)] * 2 if layout == "full" else list(lengths)
     name = f"{str(dtype)[6:]}, head {head_dim}, {lengths}, {layout}, {prompts}, {options}"
     try:
-        inputs, grad_out = make_case(layout, prompts, rows, dtype, head_dim, device=device)
+        more = {"device": device, "gated": options == "gates"}
+        inputs, grad_out = make_case(layout, prompts, rows, dtype, head_dim, **more)
         error = worst_error(inputs, grad_out, OPTIONS[options])
     except Exception as problem:  # a kernel that does not compile or run is a finding too
         return {"case": name, "error": repr(problem)[:500], "good": False}

@@ -65,7 +65,7 @@ def call(
     made = make(problem, device)
     seed = torch.zeros(1, dtype=torch.int64, device=device) if key["dropout"] else None
     matrices = (made.query, made.key, made.value, made.prefix_key, made.prefix_value)
-    inputs = Inputs(*matrices, None, None, made.key_mask, None, seed)
+    inputs = Inputs(*matrices, None, None, None, made.key_mask, None, seed)
     options = Options(0.1 if key["dropout"] else 0.0, 0.125, False, None, length)
     if kernel == "forward":
         return partial(_with_tiles, tiles, launch_forward, inputs, options)

@@ -17,6 +17,7 @@ from . import storage
 from .config import PromptConfig
 from .families import Geometry
 from .heads import Head, build_head
+from .pools import FoldedPrompt
 from .prompts import Prompt
 
 FORMAT_VERSION = 1
@@ -36,7 +37,8 @@ class Asset:
         name: of the task.
         config: of the prompt.
         backbone: name_or_path, model_type and fingerprint of the backbone it was trained on.
-        tensors: "key_value" (layers, 2, heads, prompt_length, head_dim) and "head.*", float32.
+        tensors: "key_value" (layers, 2, heads, prompt_length, head_dim), "gate" (layers, heads,
+            prompt_length) of a prompt that has gates, and "head.*", float32.
         training: the parametrisation, to resume training; empty if it is the prompt itself.
     """
 
@@ -52,12 +54,14 @@ class Asset:
         name: str,
         config: PromptConfig,
         backbone: dict[str, Any],
-        key_value: Tensor,
+        folded: FoldedPrompt,
         prompt: Prompt,
         head: Head | None,
     ) -> "Asset":
-        """Gather a task; key_value is the folded prompt."""
-        tensors = {"key_value": key_value}
+        """Gather a task, whose prompt folds to `folded`."""
+        tensors = {"key_value": folded.key_value}
+        if folded.gate is not None:
+            tensors["gate"] = folded.gate
         if head is not None:
             tensors |= {f"head.{key}": weight for key, weight in head.state_dict().items()}
         training = prompt.state_dict() if config.folds else {}
@@ -72,11 +76,14 @@ class Asset:
         config = self.config if self.training else self.config.folded()
         prompt, head = Prompt(config, geometry), build_head(config, geometry.hidden_size)
         expected = {"key_value": torch.empty(prompt.key_value_shape)}
+        if config.gate:
+            expected["gate"] = torch.empty(prompt.gate_shape)
         weights = {} if head is None else head.state_dict()
         _require_like(
             self.tensors, expected | {f"head.{key}": weight for key, weight in weights.items()}
         )
-        state = self.training or {"embedding": self.tensors["key_value"]}
+        names = {"embedding": "key_value"} | ({"gate": "gate"} if config.gate else {})
+        state = self.training or {own: self.tensors[name] for own, name in names.items()}
         _require_like(state, prompt.state_dict())
         prompt.load_state_dict(state)
         if head is not None:
@@ -212,6 +219,7 @@ def _card(asset: Asset) -> str:
     config, base = asset.config, asset.backbone["name_or_path"]
     labels = ", ".join(f"`{label}`" for label in config.labels) or "none"
     layers, _, heads, length, head_dim = asset.tensors["key_value"].shape
+    parts = "keys, values and gates" if config.gate else "keys and values"
     return f"""---
 library_name: ptv2
 tags: [p-tuning-v2, prefix-tuning, {config.task}]
@@ -222,7 +230,7 @@ tags: [p-tuning-v2, prefix-tuning, {config.task}]
 A P-Tuning v2 prompt for {config.task} on a frozen backbone, `{base}`
 ({asset.backbone["model_type"]}).
 
-- prompt: {length} keys and values in each of {layers} layers ({heads} heads of size {head_dim})
+- prompt: {length} {parts} in each of {layers} layers ({heads} heads of size {head_dim})
 - labels: {labels}
 
 ```python

@@ -22,6 +22,7 @@ class LayerPrompts(NamedTuple):
 
     prefix_key: Tensor  # (prefix_tokens, heads, head_dim)
     prefix_value: Tensor
+    prefix_gate: Tensor | None  # (prefix_tokens, heads); None: 1 everywhere
     prompt_bounds: Tensor | None  # (prompts, 2) int32; None: one prompt, the whole pool
 
 
@@ -94,9 +95,10 @@ def attention_forward(
     layer = None if prompts is None else prompts.take(module)
     if layer is None:
         empty = query.new_empty(0, query.shape[1], query.shape[3])
-        layer = LayerPrompts(empty, empty, None)
+        layer = LayerPrompts(empty, empty, None, None)
     options: dict[str, Any] = {
         "prompt_ids": None if prompts is None or not len(layer.prefix_key) else prompts.prompt_ids,
+        "prefix_gate": layer.prefix_gate,
         "prompt_bounds": layer.prompt_bounds,
         "dropout_p": dropout,
         "scale": scaling,

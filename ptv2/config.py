@@ -12,9 +12,10 @@ Task = Literal[
     "multiple-choice",
     "feature-extraction",
 ]
-Parametrization = Literal["direct", "mlp"]
+Parametrization = Literal["direct", "mlp", "lstm"]
 Injection = Literal["key-value", "hidden-state"]
 Pooling = Literal["mean", "first"]
+Activation = Literal["tanh", "gelu"]
 
 _LABELLED = ("sequence-classification", "token-classification")
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -30,17 +31,25 @@ class PromptConfig:
             classification with one label is a regression, unless it is `multi_label`.
         prompt_length: trained keys and values per layer; 0 trains the head alone.
         parametrization: "direct" trains the prompt itself; "mlp" computes it from an embedding
-            per prompt position through a two-layer network, folded away on saving.
+            per prompt position through a two-layer network, "lstm" through a recurrent one over
+            the positions. Either is folded away on saving.
         injection: "key-value" trains keys and values (the official form); "hidden-state" trains
             hidden states that the layer's own frozen projections turn into keys and values.
         layers: which layers carry a prompt, counted from 0. None: all.
         init_std: standard deviation of the prompt at the start.
         prompt_dropout: dropout on the prompt while training, one mask a step for the whole batch.
         pooling: what a sequence's head sees: the mean of its token states or the "first" one.
-        head_dropout: dropout before the head's linear layer while training.
+        head_dropout: dropout before each linear layer of the head while training.
+        head_activation: the head has a hidden layer of the backbone's size with this activation,
+            as those of transformers' models do. None: it is one linear layer.
         multi_label: whether a sequence has any number of the labels instead of one.
         no_answer: whether a question may have no answer, as in SQuAD 2.0.
-        mlp_hidden_size: width of the "mlp" parametrisation.
+        network_size: width of the network of the "mlp" or "lstm" parametrisation, for which it is
+            even.
+        position_offset: position of a sequence's first token, where what a prompt was imported
+            from counts the prompt's own positions; that many fewer are left for tokens.
+        gate: whether a learned gate for each prompt row and head multiplies the exponential of
+            its attention score. Gates start at 0, so that training starts from the bare backbone.
 
     Raises:
         ValueError: a field has a value outside of its range.
@@ -56,7 +65,10 @@ class PromptConfig:
     prompt_dropout: float = 0.0
     pooling: Pooling = "mean"
     head_dropout: float = 0.1
-    mlp_hidden_size: int = 512
+    head_activation: Activation | None = None
+    network_size: int = 512
+    gate: bool = False
+    position_offset: int = 0
     multi_label: bool = False
     no_answer: bool = False
 
@@ -70,11 +82,13 @@ class PromptConfig:
         _one_of("parametrization", self.parametrization, get_args(Parametrization))
         _one_of("injection", self.injection, get_args(Injection))
         _one_of("pooling", self.pooling, get_args(Pooling))
+        if self.head_activation is not None:
+            _one_of("head_activation", self.head_activation, get_args(Activation))
         if self.task in _LABELLED and not self.labels:
             raise ValueError(f"labels: expected at least one for {self.task}, got none")
         if self.task not in _LABELLED and self.labels:
             raise ValueError(f"labels: expected none for {self.task}, got {self.labels}")
-        for name in ("multi_label", "no_answer"):
+        for name in ("multi_label", "no_answer", "gate"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.multi_label and self.task != "sequence-classification":
@@ -90,10 +104,12 @@ class PromptConfig:
             or sorted(set(self.layers)) != list(self.layers)
         ):
             raise ValueError(f"layers: expected ascending layer numbers, got {self.layers}")
-        for name, minimum in (("prompt_length", 0), ("mlp_hidden_size", 1)):
+        for name, minimum in (("prompt_length", 0), ("network_size", 1), ("position_offset", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < minimum:
                 raise ValueError(f"{name}: expected an int of at least {minimum}, got {value!r}")
+        if self.parametrization == "lstm" and self.network_size % 2:
+            raise ValueError(f"network_size: expected an even int, got {self.network_size}")
         if not 0 <= self.init_std < float("inf"):
             raise ValueError(f"init_std: expected a finite number >= 0, got {self.init_std}")
         for name in ("prompt_dropout", "head_dropout"):

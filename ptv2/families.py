@@ -6,10 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
-
-from .layout import Packed
 
 
 @dataclass(frozen=True)
@@ -112,31 +109,30 @@ def geometry_of(backbone: PreTrainedModel) -> Geometry:
     return Geometry(layers, heads, config.hidden_size // heads, config.hidden_size)
 
 
-def position_ids_of(backbone: PreTrainedModel, input_ids: Tensor | None, packed: Packed) -> Tensor:
-    """The position ids of a packed batch, (1, tokens): every sequence's as if it came alone."""
-    padding_id = position_padding(backbone)
-    if padding_id is None:
-        return packed.position[None]
-    if input_ids is None:
-        return packed.position[None] + padding_id + 1
-    counted = (input_ids[0] != padding_id).long()  # as RoBERTa counts
-    total = counted.cumsum(0)
-    before = F.pad(total, (1, 0))[packed.cu_seqlens[:-1]]
-    return ((total - before[packed.sequence]) * counted + padding_id)[None]
-
-
-def position_padding(backbone: PreTrainedModel) -> int | None:
-    """The position of padding in RoBERTa and its kin, where tokens count from the next one."""
-    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
-    return cast(int | None, getattr(table, "padding_idx", None))
-
-
 def number_layers(backbone: PreTrainedModel) -> None:
     """Give every attention module its `layer_idx`, as most families do themselves."""
     family = family_of(backbone.config.model_type)
     if not family.shared_modules:
         for index, layer in enumerate(family.layers(backbone)):
             family.attention(layer).layer_idx = index
+
+
+@torch.no_grad()
+def layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
+    """What each layer gets of one text, without dropout.
+
+    Args:
+        input_ids: (1, length).
+
+    Returns:
+        (length, hidden_size) for each layer.
+    """
+    training = backbone.training
+    try:
+        states = backbone.eval()(input_ids, output_hidden_states=True, return_dict=True)
+    finally:
+        backbone.train(training)
+    return [state[0] for state in states.hidden_states[:-1]]
 
 
 def project_hidden_states(backbone: PreTrainedModel, layer: int, states: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Task heads: what turns the backbone's token states into logits and a loss."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,11 +14,14 @@ IGNORED = -100
 """The label of tokens and positions that count nowhere, as everywhere in transformers."""
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
+
+
 class Head(nn.Module):
-    """Dropout and a linear layer, on the pooled sequence or on every token.
+    """Dropout and one or two linear layers, on the pooled sequence or on every token.
 
     Args:
-        config: the task, its labels, pooling and dropout.
+        config: the task, its labels, pooling, activation and dropout.
         hidden_size: of the backbone.
     """
 
@@ -26,6 +30,10 @@ class Head(nn.Module):
         self.config = config
         self.pools = config.task in ("sequence-classification", "multiple-choice")
         self.dropout = nn.Dropout(config.head_dropout)
+        if config.head_activation is not None:
+            self.dense = nn.Linear(hidden_size, hidden_size)
+            nn.init.normal_(self.dense.weight, std=0.02)
+            nn.init.zeros_(self.dense.bias)
         self.linear = nn.Linear(hidden_size, _outputs(config))
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -41,6 +49,9 @@ class Head(nn.Module):
         if self.pools:
             first = self.config.pooling == "first"
             states = layout.first(states) if first else layout.mean(states)
+        if self.config.head_activation is not None:
+            activation = _ACTIVATIONS[self.config.head_activation]
+            states = activation(self.dense(self.dropout(states)))
         return cast(Tensor, self.linear(self.dropout(states)))
 
     def loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import PromptConfig
-from .families import position_ids_of
 from .layout import Packed
+from .positions import position_ids_of, positions_of
 from .task_model import require_nonreentrant_checkpointing
 
 
@@ -97,3 +97,29 @@ def task_labels(
     if start is None or end is None:
         raise ValueError("start_positions: expected start_positions and end_positions together")
     return torch.stack((start, end), 1)
+
+
+def text_of_length(
+    backbone: PreTrainedModel, token_ids: Tensor | Sequence[int], length: int
+) -> Tensor:
+    """A text's first tokens, after repeating it if it is shorter: (1, length).
+
+    Raises:
+        ValueError: these are no token ids, or not as many positions as that.
+    """
+    ids = torch.as_tensor(token_ids)
+    vocabulary, positions = backbone.config.vocab_size, positions_of(backbone)
+    if ids.dim() != 1 or ids.is_floating_point() or not len(ids):
+        raise ValueError(
+            "start_from_text: expected token ids (tokens,), at least one, got "
+            f"{tuple(ids.shape)} {ids.dtype}"
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"start_from_text: expected token ids below {vocabulary}, got {ids.tolist()}"
+        )
+    if not 0 < length <= positions:
+        raise ValueError(
+            f"start_from_text: expected prompt_length from 1 to {positions}, got {length}"
+        )
+    return ids.long().repeat(-(-length // len(ids)))[None, :length].to(backbone.device)

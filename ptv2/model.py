@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -18,15 +17,18 @@ from .config import PromptConfig, check_task_name
 from .families import (
     family_of,
     geometry_of,
+    layer_inputs,
     number_layers,
     project_hidden_states,
 )
 from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
-from .inputs import check_inputs, flatten_choices, pack_inputs, task_labels
+from .inputs import check_inputs, flatten_choices, pack_inputs, task_labels, text_of_length
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
-from .prompts import Prompt, pool_prompts
+from .pools import FoldedPrompt, pool_prompts
+from .positions import shifted_positions
+from .prompts import Prompt
 from .task_model import TaskModel, leave_out_backbone
 
 _WHERE = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
@@ -92,6 +94,7 @@ class PromptModel(nn.Module):
         *,
         share_prompt_with: str | None = None,
         start_from: str | PathLike[str] | None = None,
+        start_from_text: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Add a task with a new prompt and head.
 
@@ -99,8 +102,13 @@ class PromptModel(nn.Module):
             share_prompt_with: a task of the model whose prompt this one has too, the very same
                 parameters; only the head is new.
             start_from: a task of the model, or else the directory of a saved prompt, whose values
-                the new prompt starts with. It has the same length and layers; unless the new one
-                is of direct keys and values, also the same parametrisation and injection.
+                the new prompt starts with. It has the same layers; unless the new one is of
+                direct keys and values, also the same parametrisation and injection. Rows that it
+                does not have start at random, behind closed gates if the new prompt has gates; of
+                a longer one the first rows are taken.
+            start_from_text: token ids of a text, which the frozen backbone reads: the new prompt,
+                trained directly, starts with the keys and values that each layer has of it. A
+                shorter text is repeated, of a longer one the first tokens are taken.
 
         Raises:
             UnknownTaskError: there is no task to share a prompt with.
@@ -119,6 +127,14 @@ class PromptModel(nn.Module):
             prompt.require_same(config)
         else:
             raise ValueError("start_from: a shared prompt has its values already, expected None")
+        if start_from_text is not None:
+            if start_from is not None or share_prompt_with is not None:
+                raise ValueError(
+                    "start_from_text: the prompt has its values already, expected None"
+                )
+            text = text_of_length(self.backbone, start_from_text, config.prompt_length)
+            states = layer_inputs(self.backbone, text)
+            prompt.to(self.device).start_from_states(states, self._project)
         if start_from is not None:
             other = self._saved_or_own_prompt(start_from)
             prompt.start_from(other, self._fold_without_dropout(other))
@@ -150,17 +166,20 @@ class PromptModel(nn.Module):
         Returns:
             (layers, 2, heads, prompt_length, head_dim), keys first; without prompt dropout.
         """
-        return self._fold_without_dropout(self._prompt(name))
+        return self._fold_without_dropout(self._prompt(name)).key_value
 
-    def _fold_without_dropout(self, prompt: Prompt) -> Tensor:
+    def _fold_without_dropout(self, prompt: Prompt) -> FoldedPrompt:
         training = prompt.training
         try:
             return self._fold(prompt.eval())
         finally:
             prompt.train(training)
 
-    def _fold(self, prompt: Prompt) -> Tensor:
-        return cast(Tensor, prompt(partial(project_hidden_states, self.backbone)))
+    def _fold(self, prompt: Prompt) -> FoldedPrompt:
+        return cast(FoldedPrompt, prompt(self._project))
+
+    def _project(self, layer: int, states: Tensor) -> Tensor:
+        return project_hidden_states(self.backbone, layer, states)
 
     def for_task(self, name: str, backbone_dropout: bool = True) -> TaskModel:
         """One task as a module of its own, for `transformers.Trainer` or any training loop.
@@ -289,13 +308,20 @@ class PromptModel(nn.Module):
         rows: Sequence[str | None] | None,
         output_hidden_states: bool,
     ) -> BaseModelOutput:
+        offsets = [
+            0 if name is None else self.tasks[name].position_offset
+            for name in (names if rows is None else rows)
+        ]
+        if any(offsets):
+            shifted = shifted_positions(self.backbone, inputs, packed, offsets)
+            inputs = {**inputs, "position_ids": shifted}
+            check_inputs(self.backbone, self._accepted, inputs)
         # tasks that share a prompt are one to the pool
         first: dict[Prompt, str] = {}
         same = {name: first.setdefault(self._prompt(name), name) for name in names}
         prompts = pool_prompts(
             {name: self._fold(prompt) for prompt, name in first.items()},
-            {name: prompt.layers for prompt, name in first.items()},
-            self.geometry,
+            self.geometry.layers,
             None if rows is None else [None if name is None else same[name] for name in rows],
             self.device,
             packed,
@@ -330,8 +356,8 @@ class PromptModel(nn.Module):
         """
         prompt, head = self._prompt(name), self._head(name)
         identity = self.identity.describe()
-        key_value = self.key_value(name)
-        asset = Asset.of_task(name, self.tasks[name], identity, key_value, prompt, head)
+        folded = self._fold_without_dropout(prompt)
+        asset = Asset.of_task(name, self.tasks[name], identity, folded, prompt, head)
         write_asset(directory, asset)
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:

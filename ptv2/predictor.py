@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .config import PromptConfig
-from .families import position_padding
 from .layout import Padded
 from .model import PromptModel
+from .positions import positions_of
 from .tasks import TASKS, Task, make_task
 from .tasks.task import Answer, Feature
 from .tasks.tokens import progress
@@ -41,9 +41,14 @@ class Predictor:
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
             model.backbone.config._name_or_path
         )
-        longest = longest_input(model, self.tokenizer)
-        self.max_length = longest if max_length is None else min(max_length, longest)
+        self._given_length = max_length
+        self.max_length = self.length_beside(0)
         self.batch_size = batch_size
+
+    def length_beside(self, position_offset: int) -> int:
+        """The longest input in tokens, for a prompt with such an offset."""
+        longest = longest_input(self.model, self.tokenizer) - position_offset
+        return longest if self._given_length is None else min(self._given_length, longest)
 
     def task(self, name: str, **options: Any) -> Task:
         """How a task of the model reads data; options are fields of its class.
@@ -60,7 +65,7 @@ class Predictor:
             config.task,
             self.tokenizer,
             labels=config.labels,
-            max_length=self.max_length,
+            max_length=self.length_beside(config.position_offset),
             **kept_fields(config),
             **options,
         )
@@ -146,8 +151,4 @@ def kept_fields(config: PromptConfig) -> dict[str, Any]:
 
 def longest_input(model: PromptModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the backbone has positions for and the tokenizer gives."""
-    positions = int(model.backbone.config.max_position_embeddings)
-    padding = position_padding(model.backbone)
-    if padding is not None:
-        positions -= padding + 1  # tokens count from there
-    return min(positions, tokenizer.model_max_length)
+    return min(positions_of(model.backbone), tokenizer.model_max_length)

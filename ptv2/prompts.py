@@ -1,25 +1,20 @@
-"""The trained prompt of one task: its parametrisation, and folding it to keys and values."""
+"""The trained prompt of one task: its parametrisation, its start, and folding it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import LayerPrompts, PromptBatch
 from .config import PromptConfig
 from .families import Geometry
-from .layout import Packed
+from .pools import FoldedPrompt
 
 _PROMPT_FIELDS = (
-    "prompt_length",
-    "layers",
-    "parametrization",
-    "injection",
-    "mlp_hidden_size",
-    "init_std",
-    "prompt_dropout",
+    *("prompt_length", "layers", "parametrization", "injection", "network_size", "gate"),
+    *("init_std", "prompt_dropout"),
 )
 """The fields of a configuration that are not the head's."""
 
@@ -31,7 +26,7 @@ class Prompt(nn.Module):
     """A prompt of P positions in L layers (Liu et al. 2022, arXiv:2110.07602).
 
     Args:
-        config: length, layers, parametrisation, injection.
+        config: length, layers, parametrisation, injection, gate.
         geometry: the backbone's sizes.
 
     Raises:
@@ -46,59 +41,95 @@ class Prompt(nn.Module):
             raise ValueError(
                 f"layers: expected numbers below {geometry.layers}, got {self.layers}"
             )
-        per_layer = (2, geometry.heads, config.prompt_length, geometry.head_dim)
-        self.key_value_shape = (len(self.layers), *per_layer)
-        hidden_shape = (len(self.layers), config.prompt_length, geometry.hidden_size)
-        shape = hidden_shape if config.injection == "hidden-state" else self.key_value_shape
+        layers, length = len(self.layers), config.prompt_length
+        self.key_value_shape = (layers, 2, geometry.heads, length, geometry.head_dim)
+        self.gate_shape = (layers, geometry.heads, length)
+        hidden_shape = (layers, length, geometry.hidden_size)
+        # the shape before a projection, with the positions last but one
+        self.shape = hidden_shape if config.injection == "hidden-state" else self.key_value_shape
+        self.gate = nn.Parameter(torch.zeros(self.gate_shape)) if config.gate else None
         if config.parametrization == "direct":
-            self.embedding = nn.Parameter(torch.randn(shape) * config.init_std)
-            return
-        width = config.mlp_hidden_size
-        outputs = len(self.layers) * 2 * geometry.heads * geometry.head_dim
-        if config.injection == "hidden-state":
-            outputs = len(self.layers) * geometry.hidden_size
-        last = nn.Linear(width, outputs)
-        nn.init.normal_(last.weight, std=config.init_std / width**0.5)
-        nn.init.zeros_(last.bias)
-        self.embedding = nn.Parameter(torch.randn(config.prompt_length, geometry.hidden_size))
-        self.mlp = nn.Sequential(nn.Linear(geometry.hidden_size, width), nn.Tanh(), last)
+            self.embedding = nn.Parameter(torch.randn(self.shape) * config.init_std)
+        else:
+            self.embedding = nn.Parameter(torch.randn(length, geometry.hidden_size))
+            outputs = prod(self.shape[:-2]) * self.shape[-1]
+            self.network = _network(config, geometry.hidden_size, outputs)
 
-    def forward(self, project: Projection) -> Tensor:
-        """Keys and values, (layers, 2, heads, prompt_length, head_dim), keys first.
+    def forward(self, project: Projection) -> FoldedPrompt:
+        """The prompt's keys, values and gates.
 
         Args:
             project: the backbone's own projection of hidden states, for that injection.
         """
         prompt = F.dropout(self._parametrised(), self.config.prompt_dropout, self.training)
-        if self.config.injection == "key-value":
-            return prompt
-        projected = [project(*pair) for pair in zip(self.layers, prompt, strict=True)]
-        return torch.stack(projected) if projected else prompt.new_empty(self.key_value_shape)
+        if self.config.injection == "hidden-state":
+            projected = [project(*pair) for pair in zip(self.layers, prompt, strict=True)]
+            empty = prompt.new_empty(self.key_value_shape)
+            prompt = torch.stack(projected) if projected else empty
+        gate = None if self.gate is None else _non_negative(self.gate)
+        return FoldedPrompt(self.layers, prompt, gate)
 
-    def start_from(self, other: "Prompt", key_value: Tensor) -> None:
-        """Take the values of another prompt.
+    def _parametrised(self) -> Tensor:
+        """The prompt before a projection: `shape`."""
+        if self.config.parametrization == "direct":
+            return self.embedding
+        *outer, length, width = self.shape
+        flat: Tensor = self.network(self.embedding)  # (prompt_length, everything else)
+        return flat.view(length, *outer, width).movedim(0, -2)
+
+    @torch.no_grad()
+    def start_from(self, other: "Prompt", folded: FoldedPrompt) -> None:
+        """Take the values of another prompt, row by row.
+
+        Rows that the other does not have keep their random start, behind closed gates if this
+        prompt has gates; of a longer one the first rows are taken.
 
         Args:
-            other: a prompt of as many positions in the same layers; of any form if this one is
-                direct keys and values, else of the same form.
-            key_value: what the other folds to.
+            other: a prompt in the same layers; of any form if this one is direct keys and values,
+                else of the same form. One with gates needs gates here.
+            folded: what the other folds to.
 
         Raises:
             ValueError: the other prompt does not fit.
         """
-        for name, own, its in (
-            ("prompt_length", self.config.prompt_length, other.config.prompt_length),
-            ("layers", self.layers, other.layers),
-        ):
-            if own != its:
-                raise ValueError(f"start_from: expected a prompt with {name} {own}, got {its}")
-        if not self.config.folds:
-            self.load_state_dict({"embedding": key_value})
-            return
-        self._require_like(other.config, "start_from", ("parametrization", "injection"))
-        if self.config.parametrization == "mlp":
-            self._require_like(other.config, "start_from", ("mlp_hidden_size",))
-        self.load_state_dict(other.state_dict())
+        if self.layers != other.layers:
+            raise ValueError(
+                f"start_from: expected a prompt with layers {self.layers}, got {other.layers}"
+            )
+        if self.gate is None and other.gate is not None:
+            raise ValueError("start_from: expected a prompt with gate False, got True")
+        values = folded.key_value
+        if self.config.folds:
+            self._require_like(other.config, "start_from", ("parametrization", "injection"))
+            values = other.embedding
+        if self.config.parametrization != "direct":
+            self._require_like(other.config, "start_from", ("network_size",))
+            self.network.load_state_dict(other.network.state_dict())
+        rows = min(self.config.prompt_length, other.config.prompt_length)
+        self.embedding[..., :rows, :] = values[..., :rows, :]
+        if self.gate is not None:
+            self.gate[..., :rows] = 1 if folded.gate is None else folded.gate[..., :rows]
+
+    @torch.no_grad()
+    def start_from_states(self, states: Sequence[Tensor], project: Projection) -> None:
+        """Take the values of a text that the backbone has read.
+
+        Args:
+            states: what each layer of the backbone got, (prompt_length, hidden_size).
+            project: as in `forward`.
+
+        Raises:
+            ValueError: the prompt is not trained directly.
+        """
+        if self.config.parametrization != "direct":
+            raise ValueError(
+                "start_from_text: expected parametrization 'direct', got "
+                f"{self.config.parametrization!r}"
+            )
+        for place, layer in enumerate(self.layers):
+            own = states[layer]
+            hidden = self.config.injection == "hidden-state"
+            self.embedding[place] = own if hidden else project(layer, own)
 
     def require_same(self, config: PromptConfig) -> None:
         """Raise a ValueError unless a configuration asks for this very prompt."""
@@ -110,78 +141,56 @@ class Prompt(nn.Module):
             if own != its:
                 raise ValueError(f"{argument}: expected a prompt with {name} {own}, got {its}")
 
-    def _parametrised(self) -> Tensor:
-        """The prompt in its injection's shape: key_value_shape or (layers, length, hidden)."""
-        if self.config.parametrization == "direct":
-            return self.embedding
-        flat = self.mlp(self.embedding)  # (prompt_length, everything else)
-        layers, two, heads, _, head_dim = self.key_value_shape
-        prompt: Tensor
-        if self.config.injection == "hidden-state":
-            prompt = flat.view(len(flat), layers, heads * head_dim).transpose(0, 1)
-        else:
-            prompt = flat.view(-1, layers, two, heads, head_dim).permute(1, 2, 3, 0, 4)
-        return prompt
+
+class _NonNegative(torch.autograd.Function):
+    """max(x, 0), whose gradient still reaches an x <= 0 that it would raise.
+
+    So gates start closed and can open; the step that would close one further is left out, as in
+    projected gradient descent.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad.masked_fill((x <= 0) & (grad > 0), 0)
 
 
-def pool_prompts(
-    key_values: Mapping[str, Tensor],
-    layers: Mapping[str, Sequence[int]],
-    geometry: Geometry,
-    rows: Sequence[str | None] | None,
-    device: torch.device,
-    packed: Packed | None,
-    by_call_order: bool,
-) -> PromptBatch:
-    """Put the prompts of a batch into one pool a layer.
+def _non_negative(x: Tensor) -> Tensor:
+    result: Tensor = _NonNegative.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Recurrent(nn.Module):
+    """The prompt encoder of P-tuning (Liu et al. 2021, arXiv:2103.10385): an LSTM over positions.
 
     Args:
-        key_values: each prompt's (layers, 2, heads, prompt_length, head_dim).
-        layers: the layers that each prompt has.
-        rows: the prompt of each row of the batch, None for none; None as a whole: every row uses
-            the only prompt there is.
-        packed: how the sequences of a packed batch lie.
-        by_call_order: layers are told apart by the order of calls.
+        hidden_size: of the embedding.
+        width: of the LSTM's two directions together.
     """
-    by_layer = [
-        dict(zip(layers[name], key_value.unbind(), strict=True))
-        for name, key_value in key_values.items()
-    ]
-    pools = [
-        _layer_pool([parts.get(layer) for parts in by_layer]) for layer in range(geometry.layers)
-    ]
-    if rows is None:
-        return PromptBatch(pools, None, packed, by_call_order)
-    pools = _with_bounds(pools, by_layer, device)
-    places = {name: place for place, name in enumerate(key_values)}
-    ids = [-1 if name is None else places[name] for name in rows]
-    return PromptBatch(pools, torch.tensor(ids, device=device), packed, by_call_order)
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(hidden_size, width // 2, num_layers=2, bidirectional=True)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(prompt_length, hidden_size) -> (prompt_length, width)."""
+        if not len(embedding):  # an LSTM takes no empty sequence
+            return embedding.new_empty(0, self.linear.out_features)
+        return F.relu(self.linear(self.lstm(embedding)[0]))
 
 
-def _layer_pool(parts: Sequence[Tensor | None]) -> LayerPrompts | None:
-    """One layer's pool of the parts (2, heads, prompt_length, head_dim)."""
-    present = [part for part in parts if part is not None]
-    if not present:
-        return None
-    # one prompt is used where it lies
-    pool = present[0] if len(present) == 1 else torch.cat(present, 2)
-    key, value = pool.transpose(1, 2).unbind()  # (prefix_tokens, heads, head_dim)
-    return LayerPrompts(key, value, None)
-
-
-def _with_bounds(
-    pools: Sequence[LayerPrompts | None],
-    by_layer: Sequence[Mapping[int, Tensor]],
-    device: torch.device,
-) -> list[LayerPrompts | None]:
-    """The pools with the rows of each prompt; layers with the same rows share a tensor."""
-    tensors: dict[tuple[int, ...], Tensor] = {}
-    bounded: list[LayerPrompts | None] = []
-    for layer, pool in enumerate(pools):
-        lengths = [parts[layer].shape[2] if layer in parts else 0 for parts in by_layer]
-        ends = (0, *accumulate(lengths))
-        if pool is not None and ends not in tensors:
-            bounds = list(pairwise(ends))
-            tensors[ends] = torch.tensor(bounds, dtype=torch.int32, device=device)
-        bounded.append(None if pool is None else pool._replace(prompt_bounds=tensors[ends]))
-    return bounded
+def _network(config: PromptConfig, hidden_size: int, outputs: int) -> nn.Sequential:
+    """What computes a prompt from its embedding."""
+    width = config.network_size
+    last = nn.Linear(width, outputs)
+    nn.init.normal_(last.weight, std=config.init_std / width**0.5)
+    nn.init.zeros_(last.bias)
+    if config.parametrization == "lstm":
+        return nn.Sequential(_Recurrent(hidden_size, width), last)
+    return nn.Sequential(nn.Linear(hidden_size, width), nn.Tanh(), last)

@@ -12,14 +12,18 @@ from ptv2.layout import Padded
 from tests.textbook_model import inject_process_slice, states_with_prompt
 
 LENGTHS = (14, 5, 9, 1, 12)
-TASKS = ("long", "short", None, "some-layers", "long")
+TASKS = ("long", "short", None, "some-layers", "recurrent")
 CONFIGS = {
     "long": PromptConfig(
         task="sequence-classification", labels=("a", "b", "c"), prompt_length=7, init_std=1.0
     ),
     "short": PromptConfig(
         task="token-classification", labels=("O", "X"), prompt_length=3, init_std=1.0,
-        parametrization="mlp", mlp_hidden_size=16,
+        parametrization="mlp", network_size=16,
+    ),
+    "recurrent": PromptConfig(
+        task="sequence-classification", labels=("a", "b"), prompt_length=5, init_std=1.0,
+        parametrization="lstm", network_size=8,
     ),
     "some-layers": PromptConfig(
         task="sequence-classification", labels=("a", "b"), prompt_length=4, init_std=1.0,
@@ -78,9 +82,10 @@ def test_mixed_padded_batch_equals_concatenation(family, tiny_backbone, batch):
 def test_bare_backbone_equals_stock(family, tiny_backbone, batch):
     stock = tiny_backbone(family)
     model = prompt_model(stock)
+    model.add_task("closed", PromptConfig("feature-extraction", prompt_length=5, gate=True))
     expected = stock(**batch).last_hidden_state
     valid = batch["attention_mask"].bool()
-    for task in (None, [None] * len(LENGTHS)):
+    for task in (None, [None] * len(LENGTHS), "closed", ["closed", None] * 2 + ["closed"]):
         got = model(**batch, task=task).last_hidden_state
         torch.testing.assert_close(got[valid], expected[valid], rtol=0, atol=1e-5)
 
@@ -109,7 +114,9 @@ def test_hidden_state_injection_equals_inject_process_slice(
             prompt = model.prompts[task]
             hidden = prompt.embedding
             if parametrization == "mlp":
-                hidden = prompt.mlp(hidden).unflatten(1, (len(prompt.layers), -1)).transpose(0, 1)
+                hidden = (
+                    prompt.network(hidden).unflatten(1, (len(prompt.layers), -1)).transpose(0, 1)
+                )
             for layer, prompt_states in zip(prompt.layers, hidden, strict=True):
                 states[layer] = prompt_states
         layers = family_of(family).layers(backbone)
@@ -161,12 +168,18 @@ def test_compiles_without_a_break(family, tiny_backbone, batch):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning")
 def test_mixed_batch_compiles_without_a_break(tiny_backbone, batch):
+    """torch compiles no LSTM; everything else."""
     model = prompt_model(tiny_backbone("bert"))
-    expected = model(**batch, task=TASKS).logits
+    gated = PromptConfig("sequence-classification", ("a", "b"), prompt_length=5, gate=True)
+    model.add_task("gated", gated)
+    model.prompts["gated"].gate.uniform_(-1, 1)
+    tasks = (*TASKS[:4], "gated")
+    expected = model(**batch, task=tasks).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for got, want in zip(compiled(**batch, task=TASKS).logits, expected, strict=True):
+    for got, want in zip(compiled(**batch, task=tasks).logits, expected, strict=True):
         assert (got is None) == (want is None)
         if want is not None:
             torch.testing.assert_close(got, want)

@@ -72,15 +72,16 @@ class Variant:
     shared: bool = False  # one prompt for all: no prompt_ids, no prompt_bounds
     float32_pool: bool = False  # under 16-bit activations
     grad_lse: bool = False
+    gated: bool = False
     needs: Needs = ALL
 
     def __str__(self) -> str:
         names = (
             *("packed", "masked", "dropout", "causal", "window", "shared"),
-            *("float32_pool", "grad_lse"),
+            *("float32_pool", "grad_lse", "gated"),
         )
         flags = [name for name in names if getattr(self, name)]
-        if not all(self.needs):
+        if self.needs != ALL:
             flags.append("needs" + "".join(str(i) for i, need in enumerate(self.needs) if need))
         return " ".join([str(self.dtype).removeprefix("torch."), str(self.head_dim), *flags])
 
@@ -167,6 +168,11 @@ def variants(fast: bool = False) -> list[Variant]:
         Variant(torch.bfloat16, 64, masked=True, float32_pool=True, dropout=True),
         Variant(torch.bfloat16, 64, shared=True, float32_pool=True, dropout=True),
         *(
+            Variant(dtype, head_dim, dropout=True, gated=True, shared=shared, float32_pool=shared)
+            for dtype, head_dim in ((half, 32), (half, 64), (half, 128), (torch.float32, 64))
+            for shared in (False, True)
+        ),
+        *(
             Variant(half, 64, masked=True, needs=Needs(*(i in indices for i in range(5))))
             for indices in needed
         ),
@@ -221,6 +227,7 @@ def compile_variant(
     prefix = torch.zeros(pool, dtype=pool_dtype)
     inputs = Inputs(
         *(matrix, matrix, matrix, prefix, prefix),
+        torch.zeros(pool[:2], dtype=pool_dtype) if variant.gated else None,
         None if variant.shared else torch.zeros(batch, dtype=torch.int64),
         None if variant.shared else torch.zeros(1, 2, dtype=torch.int32),
         torch.ones(rows, dtype=torch.bool) if variant.masked else None,
@@ -232,7 +239,8 @@ def compile_variant(
     with _compile_only(arch) as compiled, override_tiles(variant.tiles(arch)):
         out, lse = launch_forward(inputs, options)
         grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
-        launch_backward(torch.zeros_like(out), grad_lse, inputs, out, lse, variant.needs, options)
+        needs = variant.needs._replace(prefix_gate=variant.gated)
+        launch_backward(torch.zeros_like(out), grad_lse, inputs, out, lse, needs, options)
     return compiled
 
 

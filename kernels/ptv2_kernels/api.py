@@ -24,6 +24,7 @@ def prefix_attention(
     prefix_key: Tensor,
     prefix_value: Tensor,
     *,
+    prefix_gate: Tensor | None = None,
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
@@ -44,6 +45,10 @@ def prefix_attention(
         query, key, value: ``(batch, heads, length, head_dim)``, any strides with a last one of 1.
         prefix_key, prefix_value: the pool, ``(prefix_tokens, heads, head_dim)``: the rows of all
             prompts; in the query's dtype or float32, in which their gradients come back.
+        prefix_gate: ``(prefix_tokens, heads)``, values >= 0 in the pool's dtype or float32: each
+            multiplies the exponential of its prompt row's scores, so that 0 hides the row and 1
+            changes nothing. The gradient at 0 is that of opening the gate. None: 1 everywhere.
+            Values are checked on the CPU only.
         prompt_ids: ``(batch,)`` int32 or int64, the prompt of each sequence, -1 for none. None:
             prompt 0 for all. Values are checked on the CPU only (a check would stall a GPU).
         prompt_bounds: ``(prompts, 2)`` int32, the rows ``[start, end)`` of each prompt in the
@@ -71,7 +76,7 @@ def prefix_attention(
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(
-        *(query, key, value, prefix_key, prefix_value),
+        *(query, key, value, prefix_key, prefix_value, prefix_gate),
         *(prompt_ids, prompt_bounds, key_mask, None, None),
     )
     chosen = choose_implementation(impl, query)
@@ -89,6 +94,7 @@ def prefix_attention_varlen(
     cu_seqlens: Tensor,
     max_seqlen: int | None = None,
     *,
+    prefix_gate: Tensor | None = None,
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
@@ -112,8 +118,9 @@ def prefix_attention_varlen(
             NaN.
         prompt_ids: ``(sequences,)``.
         key_mask: ``(tokens,)`` bool.
-        prompt_bounds, dropout_p, scale, causal, window, impl: as in `prefix_attention`; the rows,
-            columns and dropout masks of a sequence do not depend on where it lies.
+        prefix_gate, prompt_bounds, dropout_p, scale, causal, window, impl: as in
+            `prefix_attention`; the rows, columns and dropout masks of a sequence do not depend on
+            where it lies.
         return_lse: also return the log-sum-exp, ``(heads, tokens)``.
 
     Returns:
@@ -125,7 +132,7 @@ def prefix_attention_varlen(
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(
-        *(query, key, value, prefix_key, prefix_value),
+        *(query, key, value, prefix_key, prefix_value, prefix_gate),
         *(prompt_ids, prompt_bounds, key_mask, cu_seqlens, None),
     )
     chosen = choose_implementation(impl, query)

@@ -18,6 +18,7 @@ class Inputs(NamedTuple):
     value: Tensor
     prefix_key: Tensor  # (pool_rows, heads, head_dim)
     prefix_value: Tensor
+    prefix_gate: Tensor | None  # (pool_rows, heads)
     prompt_ids: Tensor | None  # (sequences,)
     prompt_bounds: Tensor | None  # (prompts, 2)
     key_mask: Tensor | None  # (batch, length)
@@ -48,6 +49,7 @@ class Needs(NamedTuple):
     value: bool
     prefix_key: bool
     prefix_value: bool
+    prefix_gate: bool = False
 
     @property
     def own(self) -> bool:
@@ -57,16 +59,16 @@ class Needs(NamedTuple):
     @property
     def prefix(self) -> bool:
         """Whether a gradient of the prompt is asked for."""
-        return self.prefix_key or self.prefix_value
+        return self.prefix_key or self.prefix_value or self.prefix_gate
 
     @property
     def delta(self) -> bool:
         """Whether a gradient of scores is among them, which takes delta."""
-        return self.query or self.key or self.prefix_key
+        return self.query or self.key or self.prefix_key or self.prefix_gate
 
     def without_prefix(self) -> "Needs":
         """The same for the sequence's own tensors alone."""
-        return self._replace(prefix_key=False, prefix_value=False)
+        return self._replace(prefix_key=False, prefix_value=False, prefix_gate=False)
 
 
 class RowState(NamedTuple):

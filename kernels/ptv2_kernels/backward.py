@@ -5,7 +5,8 @@ With P = exp(S - lse), dropout's keep mask M (0 or 1 / keep rate), delta = rowsu
     dV = (P * M)^T dO    dS = P * (M * (dO V^T) - delta)    dQ = scale dS K    dK = scale dS^T Q
 
 Every gradient element is summed by one program in a fixed order: no atomics, the same bits in
-every run. The prompt's gradient is summed over the batch inside a kernel, in a few shares of the
+every run. The gradient of a prompt's gate is the sum of its dS, with P as it would be if the gate
+were 1. The prompt's gradient is summed over the batch inside a kernel, in a few shares of the
 batch whose fp32 partial sums are added at the end.
 """
 
@@ -29,14 +30,18 @@ def launch_backward(
     needs: Needs,
     options: Options,
 ) -> list[Tensor | None]:
-    """Return the gradients of query, key, value, prefix_key, prefix_value; None if not needed."""
+    """Return the gradients that `needs` names, in its order; None if not needed."""
     query, pool = inputs.query, inputs.prefix_key
     empty = query.numel() == 0 or inputs.sequences == 0
     make_grad = torch.zeros_like if empty else torch.empty_like
     grads = [make_grad(query) if need else None for need in needs[:3]]
-    prefix_grads: list[Tensor | None] = [None, None]
+    prefix_grads: list[Tensor | None] = [None, None, None]
     if empty or (needs.prefix and len(pool) == 0):
-        prefix_grads = [torch.zeros_like(pool) if need else None for need in needs[3:]]
+        pools = (pool, pool, inputs.prefix_gate)
+        prefix_grads = [
+            torch.zeros_like(x) if need and x is not None else None
+            for x, need in zip(pools, needs[3:], strict=True)
+        ]
         needs = needs.without_prefix()
     if empty:
         return grads + prefix_grads

@@ -11,7 +11,9 @@ from .primitives import (
     LN_2,
     attended,
     column_range,
+    gated,
     load_delta,
+    load_gate,
     load_lse,
     load_rows,
     load_tile,
@@ -19,6 +21,7 @@ from .primitives import (
     locate_prompt,
     locate_sequence,
     own_visible,
+    recompute_ungated,
     recompute_weights,
     row_delta,
     row_range,
@@ -49,11 +52,8 @@ def _delta_kernel(
 
 
 @triton.jit
-def _add_query_grad(
-    dq, q, k, v, do, visible, keep, lse, delta, dropout, score_scale, PRECISION: tl.constexpr
-):
+def _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION: tl.constexpr):
     """dQ plus the share dS K of one tile of keys and values, without the scale."""
-    weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     score_grad = score_gradient(weights, weight_grad, keep, delta[:, None], dropout)
     return tl.dot(score_grad.to(k.dtype), k, dq, input_precision=PRECISION)
@@ -63,7 +63,7 @@ def _add_query_grad(
     do_not_specialize=["sequences", "heads", "length", "pool_rows", "score_scale", "window"]
 )
 def _query_grad_kernel(
-    grad_out, query, key, value, prefix_key, prefix_value,
+    grad_out, query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
     cu_seqlens_ptr, sequences, heads, length, prompt_ids_ptr, prompt_bounds_ptr, pool_rows,
     key_mask_ptr, dropout, lse_ptr, delta_ptr, grad_query, score_scale, window,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -89,16 +89,20 @@ def _query_grad_kernel(
 
     if HAS_PREFIX:
         prompts = (prompt_ids_ptr, prompt_bounds_ptr, pool_rows)
+        gates = (prefix_gate_ptr, heads)
         prompt_place, prompt_length = locate_prompt(prompts, own)
         for first in tl.range(0, prompt_length, BLOCK_P, num_stages=1):
             columns = first + tl.arange(0, BLOCK_P)
             seen = columns < prompt_length
             k = load_tile(prefix_key, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
             v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
+            gate = load_gate(gates, prompt_place, columns, seen, lse.dtype)
             keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
-            dq = _add_query_grad(
-                dq, q, k, v, do, seen[None, :], keep, lse, delta, dropout, score_scale, PRECISION
+            ungated = recompute_ungated(
+                q, k, gate, seen[None, :], lse[:, None], score_scale, PRECISION
             )
+            weights = gated(ungated, gate)
+            dq = _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION)
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
@@ -108,9 +112,8 @@ def _query_grad_kernel(
         v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
         visible = own_visible(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
         keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-        dq = _add_query_grad(
-            dq, q, k, v, do, visible, keep, lse, delta, dropout, score_scale, PRECISION
-        )
+        weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
+        dq = _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION)
 
     dq *= score_scale * LN_2
     if key_mask_ptr is not None:
@@ -185,7 +188,7 @@ def launch_delta(launch: Launch, rows: RowState, tile: Tile) -> None:
 def launch_query_grad(launch: Launch, rows: RowState, grad: Tensor | None, tile: Tile) -> None:
     """Fill the gradient of the queries."""
     _query_grad_kernel[(launch.blocks(tile.block_m),)](
-        launch.matrix(rows.grad_out), *map(launch.matrix, launch.inputs[:5]),
+        launch.matrix(rows.grad_out), *launch.matrices, launch.gate,
         launch.cu_seqlens, *launch.counts, *launch.prompts, launch.pool_rows,
         launch.mask, launch.dropout, rows.lse, rows.delta, launch.matrix(grad),
         launch.score_scale, launch.window,
@@ -199,7 +202,7 @@ def launch_key_value_grad(
 ) -> None:
     """Fill the gradients of the sequence's keys and values, each if needed."""
     _key_value_grad_kernel[(launch.blocks(tile.block_n),)](
-        launch.matrix(rows.grad_out), *map(launch.matrix, launch.inputs[:3]),
+        launch.matrix(rows.grad_out), *launch.matrices[:3],
         launch.cu_seqlens, *launch.counts, launch.mask, launch.dropout, rows.lse, rows.delta,
         *map(launch.matrix, grads), launch.score_scale, launch.window,
         NEEDS_KEY=needs.key, NEEDS_VALUE=needs.value, CAUSAL=launch.options.causal,

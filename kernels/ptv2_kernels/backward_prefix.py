@@ -5,6 +5,8 @@ sequences that use a prompt with such a row; how many they are, and how many pro
 the device alone. The shares' partial sums are added at the end, so the order of all sums is fixed.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -15,13 +17,15 @@ from .dropout import drop, dropout_keep_unaligned
 from .launch import Launch, ceil_div
 from .primitives import (
     LN_2,
+    gated,
     load_delta,
+    load_gate,
     load_lse,
     load_rows,
     load_tile,
     locate_sequence,
     prompt_rows,
-    recompute_weights,
+    recompute_ungated,
     score_gradient,
     store_tile,
 )
@@ -48,16 +52,27 @@ def touching_prompts(prompts, prompt_count, first, last, CHUNK: tl.constexpr = 6
     return begin, end
 
 
+@triton.jit
+def store_gate_grad(partial_ptr, pool_place, dgate, pool_rows, heads, positions):
+    """Write a share's gradients of the gates: [BLOCK_P]."""
+    split, head, _ = pool_place
+    places = (split * pool_rows + positions) * heads + head
+    tl.store(partial_ptr + places, dgate, mask=positions < pool_rows)
+
+
 @triton.jit(
     do_not_specialize=[
         "sequences", "heads", "length", "pool_rows", "prompt_count", "splits", "score_scale",
     ]
 )  # fmt: skip
 def _prefix_grad_kernel(
-    grad_out, query, prefix_key, prefix_value, cu_seqlens_ptr, sequences, heads, length,
+    grad_out, query, prefix_key, prefix_value, prefix_gate_ptr,
+    cu_seqlens_ptr, sequences, heads, length,
     prompt_bounds_ptr, pool_rows, prompt_count, members_ptr, member_starts_ptr,
-    key_mask_ptr, dropout, lse_ptr, delta_ptr, partial_key, partial_value, splits, score_scale,
-    NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr, PRECISION: tl.constexpr,
+    key_mask_ptr, dropout, lse_ptr, delta_ptr, partial_key, partial_value, partial_gate_ptr,
+    splits, score_scale,
+    NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr, NEEDS_GATE: tl.constexpr,
+    PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients of BLOCK_P pool rows, one head, over a share of the sequences.
@@ -76,11 +91,13 @@ def _prefix_grad_kernel(
     pool_place = (split, head, 0)
     dtype = query[0].dtype.element_ty
     k = load_tile(prefix_key, pool_place, positions, inside, HEAD_DIM, BLOCK_D).to(dtype)
-    if NEEDS_KEY:
+    if NEEDS_KEY or NEEDS_GATE:
         v = load_tile(prefix_value, pool_place, positions, inside, HEAD_DIM, BLOCK_D).to(dtype)
     # Transposed, so that the wide dimension is the one the matrix instructions want wide.
     dk = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
     dv = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
+    dgate = tl.zeros([BLOCK_P], lse_ptr.dtype.element_ty)
+    gate = load_gate((prefix_gate_ptr, heads), pool_place, positions, inside, dgate.dtype)
 
     begin, end = touching_prompts(prompts, prompt_count, first, first + BLOCK_P)
     for prompt in range(begin, end):
@@ -106,16 +123,22 @@ def _prefix_grad_kernel(
                 do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
                 lse = load_lse(lse_ptr, own, rows)
                 keep = dropout_keep_unaligned(dropout, place, rows, first - pool_start, BLOCK_P)
-                weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
+                ungated = recompute_ungated(
+                    q, k, gate, visible, lse[:, None], score_scale, PRECISION
+                )
                 if NEEDS_VALUE:
-                    kept = drop(weights, keep, dropout).to(do.dtype)
+                    kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
                     dv = tl.dot(tl.trans(do), kept, dv, input_precision=PRECISION)
-                if NEEDS_KEY:
+                if NEEDS_KEY or NEEDS_GATE:
                     delta = load_delta(delta_ptr, own, rows)[:, None]
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
                     weight_grad = tl.where(visible, weight_grad, 0.0)  # others' rows may hold NaN
-                    score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
-                    dk = tl.dot(tl.trans(q), score_grad.to(dtype), dk, input_precision=PRECISION)
+                    score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
+                    if NEEDS_GATE:
+                        dgate += tl.sum(score_grad, 0)
+                    if NEEDS_KEY:
+                        score_grad = gated(score_grad, gate).to(dtype)
+                        dk = tl.dot(tl.trans(q), score_grad, dk, input_precision=PRECISION)
 
     if NEEDS_KEY:
         dk *= score_scale * LN_2
@@ -123,13 +146,17 @@ def _prefix_grad_kernel(
     if NEEDS_VALUE:
         dv *= dropout[2]
         store_tile(partial_value, pool_place, tl.trans(dv), positions, inside, HEAD_DIM, BLOCK_D)
+    if NEEDS_GATE:
+        store_gate_grad(partial_gate_ptr, pool_place, dgate, pool_rows, heads, positions)
 
 
 def launch_prefix_grad(
     launch: Launch, rows: RowState, needs: Needs, tile: Tile
 ) -> list[Tensor | None]:
-    """Return the gradients of the pool's keys and values, (pool_rows, heads, head_dim)."""
+    """Return the gradients of the pool's keys, values and gates."""
     inputs = launch.inputs
+    if needs.prefix_gate:  # its sums take registers
+        tile = replace(tile, block_p=16)
     blocks = ceil_div(launch.pool_rows, tile.block_p)
     splits = launch.splits(launch.heads * blocks)
     sums = partial_sums(launch, needs, splits, rows.lse.dtype)
@@ -140,11 +167,12 @@ def launch_prefix_grad(
         members, member_starts = members_by_prompt(inputs.prompt_ids, prompt_count)
     _prefix_grad_kernel[(blocks * splits * launch.heads,)](
         launch.matrix(rows.grad_out), launch.matrix(inputs.query),
-        launch.matrix(inputs.prefix_key), launch.matrix(inputs.prefix_value),
+        launch.matrix(inputs.prefix_key), launch.matrix(inputs.prefix_value), launch.gate,
         launch.cu_seqlens, *launch.counts, launch.prompts[1], launch.pool_rows, prompt_count,
         members, member_starts, launch.mask, launch.dropout, rows.lse, rows.delta,
-        *(partial_matrix(x) for x in sums), splits, launch.score_scale,
-        NEEDS_KEY=needs.prefix_key, NEEDS_VALUE=needs.prefix_value, **launch.constants,
+        *map(partial_matrix, sums[:2]), sums[2], splits, launch.score_scale,
+        NEEDS_KEY=needs.prefix_key, NEEDS_VALUE=needs.prefix_value,
+        NEEDS_GATE=needs.prefix_gate, **launch.constants,
         BLOCK_M=tile.block_m, BLOCK_P=tile.block_p, **tile.launch_options,
     )  # fmt: skip
     return totals(launch, sums)
@@ -163,11 +191,11 @@ def members_by_prompt(prompt_ids: Tensor, prompt_count: int) -> tuple[Tensor, Te
 def partial_sums(
     launch: Launch, needs: Needs, splits: int, precision: torch.dtype
 ) -> list[Tensor | None]:
-    """Room for each share's gradients of the pool: (splits, pool_rows, heads, head_dim)."""
-    pool = launch.inputs.prefix_key
+    """Room for each share's gradients of the pool: (splits, *its shape), keys, values, gates."""
+    pool, gate = launch.inputs.prefix_key, launch.inputs.prefix_gate
     return [
-        pool.new_empty((splits, *pool.shape), dtype=precision) if need else None
-        for need in (needs.prefix_key, needs.prefix_value)
+        x.new_empty((splits, *x.shape), dtype=precision) if need and x is not None else None
+        for x, need in zip((pool, pool, gate), needs[3:], strict=True)
     ]
 
 
@@ -179,6 +207,9 @@ def partial_matrix(sums: Tensor | None) -> tuple[Tensor, int, int, int] | None:
 
 
 def totals(launch: Launch, sums: list[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of the pool, in its dtype."""
-    dtype = launch.inputs.prefix_key.dtype
-    return [None if x is None else x.sum(0).to(dtype) for x in sums]
+    """The gradients of the pool, in the dtypes of what they are of."""
+    pool, gate = launch.inputs.prefix_key, launch.inputs.prefix_gate
+    return [
+        None if x is None or of is None else x.sum(0).to(of.dtype)
+        for x, of in zip(sums, (pool, pool, gate), strict=True)
+    ]

@@ -12,18 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import Needs, RowState
-from .backward_prefix import partial_matrix, partial_sums, totals
+from .backward_prefix import partial_matrix, partial_sums, store_gate_grad, totals
 from .dropout import OWN_COLUMN_OFFSET, drop, dropout_keep
 from .launch import Launch
 from .primitives import (
     LN_2,
     attended,
+    gated,
+    load_gate,
     load_lse,
     load_rows,
     load_tile,
     locate_prompt,
     locate_sequence,
     own_visible,
+    recompute_ungated,
     recompute_weights,
     row_delta,
     score_gradient,
@@ -39,12 +42,14 @@ from .tiling import Tile
     ]
 )  # fmt: skip
 def _short_grad_kernel(
-    grad_out, grad_lse_ptr, query, key, value, prefix_key, prefix_value,
+    grad_out, grad_lse_ptr, query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
     cu_seqlens_ptr, sequences, heads, length, prompt_ids_ptr, prompt_bounds_ptr, pool_rows,
     key_mask_ptr, dropout, out, lse_ptr, delta_ptr,
-    grad_query, grad_key, grad_value, partial_key, partial_value, splits, score_scale, window,
+    grad_query, grad_key, grad_value, partial_key, partial_value, partial_gate_ptr,
+    splits, score_scale, window,
     NEEDS_QUERY: tl.constexpr, NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr,
     NEEDS_PREFIX_KEY: tl.constexpr, NEEDS_PREFIX_VALUE: tl.constexpr,
+    NEEDS_PREFIX_GATE: tl.constexpr,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -59,6 +64,7 @@ def _short_grad_kernel(
     # Transposed, so that the wide dimension is the one the matrix instructions want wide.
     prefix_dk = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
     prefix_dv = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
+    prefix_dgate = tl.zeros([BLOCK_P], lse_ptr.dtype.element_ty)
 
     for index in range(split, sequences, splits):
         own = locate_sequence(layout, index, head)
@@ -78,23 +84,27 @@ def _short_grad_kernel(
 
         if HAS_PREFIX:
             prompts = (prompt_ids_ptr, prompt_bounds_ptr, pool_rows)
+            gates = (prefix_gate_ptr, heads)
             prompt_place, prompt_length = locate_prompt(prompts, own)
             for first in tl.range(0, prompt_length, BLOCK_P, num_stages=1):
                 columns = first + tl.arange(0, BLOCK_P)
                 seen = columns < prompt_length
                 k = load_tile(prefix_key, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                 k = k.to(q.dtype)
+                gate = load_gate(gates, prompt_place, columns, seen, lse.dtype)
                 keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
-                weights = recompute_weights(q, k, seen[None, :], lse, score_scale, PRECISION)
+                ungated = recompute_ungated(q, k, gate, seen[None, :], lse, score_scale, PRECISION)
                 if NEEDS_PREFIX_VALUE:
-                    kept = drop(weights, keep, dropout).to(do.dtype)
+                    kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
                     prefix_dv = tl.dot(tl.trans(do), kept, prefix_dv, input_precision=PRECISION)
-                if NEEDS_QUERY or NEEDS_PREFIX_KEY:
+                if NEEDS_QUERY or NEEDS_PREFIX_KEY or NEEDS_PREFIX_GATE:
                     v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                     v = v.to(q.dtype)
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-                    score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
-                    score_grad = score_grad.to(q.dtype)
+                    score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
+                    if NEEDS_PREFIX_GATE:
+                        prefix_dgate += tl.sum(score_grad, 0)
+                    score_grad = gated(score_grad, gate).to(q.dtype)
                     if NEEDS_PREFIX_KEY:
                         prefix_dk = tl.dot(
                             tl.trans(q), score_grad, prefix_dk, input_precision=PRECISION
@@ -164,6 +174,8 @@ def _short_grad_kernel(
             partial_value, share, tl.trans(prefix_dv), positions, positions < pool_rows, HEAD_DIM,
             BLOCK_D,
         )  # fmt: skip
+    if NEEDS_PREFIX_GATE:
+        store_gate_grad(partial_gate_ptr, share, prefix_dgate, pool_rows, heads, positions)
 
 
 def sums_prompt(launch: Launch, needs: Needs, tile: Tile) -> bool:
@@ -179,13 +191,14 @@ def launch_short_grad(
     splits = launch.splits(launch.heads) if needs.prefix else launch.sequences
     sums = partial_sums(launch, needs, splits, rows.lse.dtype)
     _short_grad_kernel[(splits * launch.heads,)](
-        launch.matrix(rows.grad_out), rows.grad_lse, *map(launch.matrix, launch.inputs[:5]),
+        launch.matrix(rows.grad_out), rows.grad_lse, *launch.matrices, launch.gate,
         launch.cu_seqlens, *launch.counts, *launch.prompts, launch.pool_rows,
         launch.mask, launch.dropout, launch.matrix(rows.out), rows.lse, rows.delta,
-        *map(launch.matrix, grads), *map(partial_matrix, sums),
+        *map(launch.matrix, grads), *map(partial_matrix, sums[:2]), sums[2],
         splits, launch.score_scale, launch.window,
         NEEDS_QUERY=needs.query, NEEDS_KEY=needs.key, NEEDS_VALUE=needs.value,
         NEEDS_PREFIX_KEY=needs.prefix_key, NEEDS_PREFIX_VALUE=needs.prefix_value,
+        NEEDS_PREFIX_GATE=needs.prefix_gate,
         HAS_PREFIX=launch.pool_rows > 0 and (needs.prefix or needs.query),
         CAUSAL=launch.options.causal, **launch.constants,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_P=tile.block_p, **tile.launch_options,

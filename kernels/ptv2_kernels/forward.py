@@ -17,6 +17,7 @@ from .primitives import (
     attend_tile,
     attended,
     column_range,
+    load_gate,
     load_rows,
     load_tile,
     locate_block,
@@ -46,14 +47,15 @@ def _attend_own(
     k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
     v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
     keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-    return attend_tile(state, q, k, v, visible, keep, dropout, score_scale, PRECISION)
+    return attend_tile(state, q, k, v, None, visible, keep, dropout, score_scale, PRECISION)
 
 
 @triton.jit(
     do_not_specialize=["sequences", "heads", "length", "pool_rows", "score_scale", "window"]
 )
 def _forward_kernel(
-    query, key, value, prefix_key, prefix_value, cu_seqlens_ptr, sequences, heads, length,
+    query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
+    cu_seqlens_ptr, sequences, heads, length,
     prompt_ids_ptr, prompt_bounds_ptr, pool_rows, key_mask_ptr, dropout, out, lse_ptr,
     score_scale, window,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
@@ -78,16 +80,18 @@ def _forward_kernel(
 
     if HAS_PREFIX:
         prompts = (prompt_ids_ptr, prompt_bounds_ptr, pool_rows)
+        gates = (prefix_gate_ptr, heads)
         prompt_place, prompt_length = locate_prompt(prompts, own)
         for first in tl.range(0, prompt_length, BLOCK_P, num_stages=1):
             columns = first + tl.arange(0, BLOCK_P)
             seen = columns < prompt_length
             k = load_tile(prefix_key, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
             v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D).to(q.dtype)
+            gate = load_gate(gates, prompt_place, columns, seen, row_max.dtype)
             keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
             state = (row_max, row_sum, accumulator)
             row_max, row_sum, accumulator = attend_tile(
-                state, q, k, v, seen[None, :], keep, dropout, score_scale, PRECISION
+                state, q, k, v, gate, seen[None, :], keep, dropout, score_scale, PRECISION
             )
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
@@ -131,8 +135,8 @@ def launch_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     tile = select_tiles(head_dim, query.dtype, inputs.seed is not None, query.device).forward
     with torch.cuda.device_of(query):
         _forward_kernel[(launch.blocks(tile.block_m),)](
-            *(launch.matrix(x) for x in inputs[:5]), launch.cu_seqlens, *launch.counts,
-            *launch.prompts, launch.pool_rows, launch.mask, launch.dropout, launch.matrix(out),
+            *launch.matrices, launch.gate, launch.cu_seqlens, *launch.counts, *launch.prompts,
+            launch.pool_rows, launch.mask, launch.dropout, launch.matrix(out),
             lse, launch.score_scale, launch.window, HAS_PREFIX=launch.pool_rows > 0,
             CAUSAL=options.causal, **launch.constants, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_P=tile.block_p, **tile.launch_options,

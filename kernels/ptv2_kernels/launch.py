@@ -28,6 +28,7 @@ class Launch:
         self.cu_seqlens = contiguous(inputs.cu_seqlens)
         self.counts = (self.sequences, self.heads, self.length)
         self.prompts = (contiguous(inputs.prompt_ids), contiguous(inputs.prompt_bounds))
+        self.gate = contiguous(inputs.prefix_gate)
         mask = contiguous(inputs.key_mask)
         self.mask = None if mask is None else mask.view(torch.uint8)
         self.dropout = dropout_argument(options.dropout_p, inputs.seed)
@@ -39,6 +40,11 @@ class Launch:
             "HEAD_DIM": self.head_dim,
             "BLOCK_D": padded_head_dim(self.head_dim),
         }
+
+    @property
+    def matrices(self) -> list[tuple[Any, ...] | None]:
+        """Query, key, value, prefix_key, prefix_value."""
+        return [self.matrix(x) for x in self.inputs[:5]]
 
     def matrix(self, x: Tensor | None) -> tuple[Any, ...] | None:
         """(batch, heads, length, head_dim) or a pool, (rows, heads, head_dim), with strides."""

@@ -52,7 +52,7 @@ def native_backward(
     needs: Needs,
     options: Options,
 ) -> list[Tensor | None]:
-    """Return the gradients of query, key, value, prefix_key, prefix_value; None if not needed."""
+    """Return the gradients that `needs` names, in its order; None if not needed."""
     _require()
     grads: list[Tensor] = torch.ops.ptv2_native.backward(
         grad_out, grad_lse, _contiguous(inputs), out, lse, list(needs), *options[:4]

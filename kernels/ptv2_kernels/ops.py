@@ -15,10 +15,11 @@ IMPLEMENTATIONS = ("triton", "native", "reference")
 
 # As in Inputs and Options, and in their order; what the backward may lack is optional there.
 _OPTIONAL = (
-    "Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, Tensor? cu_seqlens, Tensor? seed"
+    "Tensor? prefix_gate, Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, "
+    "Tensor? cu_seqlens, Tensor? seed"
 )
 _OPTIONS = "float dropout_p, float scale, bool causal, int? window, SymInt max_length, str impl"
-_INPUTS = len(Inputs._fields)
+_INPUTS, _GRADIENTS = len(Inputs._fields), len(Needs._fields)
 
 torch.library.define(
     "ptv2::prefix_attention",
@@ -29,8 +30,8 @@ torch.library.define(
     "ptv2::prefix_attention_backward",
     "(Tensor grad_out, Tensor? grad_lse, "
     "Tensor query, Tensor? key, Tensor? value, Tensor? prefix_key, Tensor? prefix_value, "
-    f"{_OPTIONAL}, Tensor? out, Tensor lse, bool[5] needs, {_OPTIONS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_OPTIONAL}, Tensor? out, Tensor lse, bool[6] needs, {_OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -79,24 +80,28 @@ def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("ptv2::prefix_attention_backward")
 def _backward_fake(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    query, pool, needs = args[0], args[3], args[_INPUTS + 2]
+    query, needs = args[0], args[_INPUTS + 2]
     return (
         *(torch.empty_like(query) if need else query.new_empty(0) for need in needs[:3]),
-        *(pool.new_empty(pool.shape) if need else query.new_empty(0) for need in needs[3:]),
+        *(
+            x.new_empty(x.shape) if need else query.new_empty(0)
+            for x, need in zip((args[3], args[3], args[5]), needs[3:], strict=True)
+        ),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Save what the needed gradients depend on, and nothing else."""
-    needs = Needs(*ctx.needs_input_grad[:5])
-    query, key, value, prefix_key, prefix_value, *optional = inputs[:_INPUTS]
+    needs = Needs(*ctx.needs_input_grad[:_GRADIENTS])
+    query, key, value, prefix_key, prefix_value, prefix_gate, *optional = inputs[:_INPUTS]
     out, lse = output
     ctx.save_for_backward(
         query,
         key if needs.own else None,
         value if needs.query or needs.key else None,
         prefix_key if needs.query or needs.prefix else None,
-        prefix_value if needs.query or needs.prefix_key else None,
+        prefix_value if needs.query or needs.prefix_key or needs.prefix_gate else None,
+        prefix_gate if needs.query or needs.prefix else None,
         *optional,
         out if needs.delta else None,
         lse,
@@ -109,14 +114,14 @@ def _autograd_backward(
     ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:5])
+    needs = list(ctx.needs_input_grad[:_GRADIENTS])
     if grad_out is None:
         grad_out = torch.zeros_like(saved[0])
     grads = torch.ops.ptv2.prefix_attention_backward(
         grad_out, grad_lse, *saved, needs, *ctx.options
     )
     wanted = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return (*wanted, *[None] * (_INPUTS - 5 + len(ctx.options)))
+    return (*wanted, *[None] * (_INPUTS - _GRADIENTS + len(ctx.options)))
 
 
 torch.library.register_autograd(

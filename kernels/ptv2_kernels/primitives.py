@@ -230,17 +230,33 @@ def load_delta(delta_ptr, own, rows):
 
 
 @triton.jit
+def load_gate(gates, place, columns, seen, precision: tl.constexpr):
+    """The gates of some rows of a prompt: [1, BLOCK]; None if there are none."""
+    pointer, heads = gates
+    _, head, start = place
+    if pointer is None:
+        gate = None
+    else:
+        gate = tl.load(pointer + (start + columns) * heads + head, mask=seen, other=0.0)
+        gate = gate.to(precision)[None, :]
+    return gate
+
+
+@triton.jit
 def attend_tile(
-    state, query, key, value, visible, keep, dropout, score_scale, PRECISION: tl.constexpr
+    state, query, key, value, gate, visible, keep, dropout, score_scale, PRECISION: tl.constexpr
 ):
     """One step of the online softmax over a tile of keys and values: [BLOCK_N, BLOCK_D].
 
     `state` is (row maximum, row sum, accumulator [BLOCK_M, BLOCK_D]). Dropout acts on the weights
     after they are summed. `visible` None: every row sees every key, with the same bits as if it
-    said so.
+    said so. `gate` None: as if all were 1.
     """
     row_max, row_sum, accumulator = state
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale
+    if gate is not None:
+        log_gate = tl.math.log2(tl.where(gate > 0, gate, 1.0))
+        scores += tl.where(gate > 0, log_gate, -float("inf"))
     seen_scores = scores
     if visible is not None:
         seen_scores = tl.where(visible, scores, -float("inf"))
@@ -261,6 +277,23 @@ def recompute_weights(left, right, visible, lse, score_scale, PRECISION: tl.cons
     """A tile of P, or of its transpose if `left` holds the keys; visible, lse broadcast to it."""
     scores = tl.dot(left, tl.trans(right), input_precision=PRECISION) * score_scale
     return tl.where(visible, tl.math.exp2(scores - lse), 0.0)
+
+
+@triton.jit
+def recompute_ungated(query, key, gate, visible, lse, score_scale, PRECISION: tl.constexpr):
+    """A tile of P of a prompt as it would be if its gates were 1; finite, so that 0 closes one."""
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale - lse
+    if gate is not None:
+        scores = tl.minimum(scores, 126.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(visible, tl.math.exp2(scores), 0.0)
+
+
+@triton.jit
+def gated(tile, gate):
+    """P, or the gradient of scores, from what it would be if the gates were 1."""
+    if gate is not None:
+        tile *= gate
+    return tile
 
 
 @triton.jit

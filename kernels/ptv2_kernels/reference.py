@@ -4,6 +4,8 @@ For a sequence with queries Q, keys K, values V and a prompt with keys Kp, value
 
     S = scale * Q [Kp; K]^T        out = softmax(S + mask) [Vp; V]
 
+A gate multiplies the exponentials of the prompt's scores: log(gate) is added to its columns of S.
+
 The prompt and the sequence stay two blocks with one softmax state. Sequences that share a prompt
 are folded into one matrix product with it, so neither the prompt nor a mask is ever expanded over
 the batch, and the prompt's gradient is summed over the batch by that product.
@@ -55,6 +57,7 @@ class Rows(NamedTuple):
     value: Tensor
     prefix_key: Tensor  # (heads, prompt_length, head_dim)
     prefix_value: Tensor
+    log_gate: Tensor | None  # (heads, 1, prompt_length), -inf where the gate is 0
     visible: Tensor | None  # broadcasts to (rows, heads, length, length); None: everything
     prefix_keep: Tensor | None  # (rows, heads, length, prompt_length), 0 or 1 / keep rate
     own_keep: Tensor | None  # (rows, heads, length, length)
@@ -68,7 +71,8 @@ def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]
     out = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
     lse = query.new_full((batch, heads, length), float("-inf"), dtype=precision)
     for rows in _by_prompt(inputs, options):
-        prefix_scores, own_scores = _prefix_scores(rows, scale), _own_scores(rows, scale)
+        prefix_scores = _gated(rows, _prefix_scores(rows, scale))
+        own_scores = _own_scores(rows, scale)
         row_max = own_scores.amax(-1)
         if rows.end > rows.start:
             row_max = torch.maximum(row_max, prefix_scores.amax(-1))
@@ -94,20 +98,22 @@ def reference_backward(
     needs: Needs,
     options: Options,
 ) -> list[Tensor | None]:
-    """Return the gradients of query, key, value, prefix_key, prefix_value; None if not needed.
+    """Return the gradients of the inputs that `needs` names, in its order; None if not needed.
 
     With P = exp(S - lse), keep mask M (0 or 1 / keep rate) and delta = rowsum(dO * O) - dlse::
 
         dV = (P * M)^T dO      dS = P * (M * (dO V^T) - delta)
         dQ = scale dS K        dK = scale dS^T Q        (the same for the prompt, summed over rows)
+
+    The gate's gradient is the sum of dS over rows, with P as it would be if the gate were 1.
     """
     precision, scale = _precision(inputs.query), options.scale
-    shapes = [inputs.query] * 3 + [inputs.prefix_key] * 2
+    shapes = [inputs.query] * 3 + [inputs.prefix_key] * 2 + [inputs.prefix_gate]
     grads = [
-        torch.zeros_like(x, dtype=precision) if need else None
+        torch.zeros_like(x, dtype=precision) if need and x is not None else None
         for x, need in zip(shapes, needs, strict=True)
     ]
-    query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad = grads
+    query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, gate_grad = grads
     if inputs.key_mask is not None:
         grad_out = _finite_where_masked(grad_out, inputs.key_mask)
     for rows in _by_prompt(inputs, options):
@@ -121,13 +127,18 @@ def reference_backward(
         row_lse = row_lse.masked_fill(row_lse == float("-inf"), float("inf"))
         d_query = torch.zeros_like(rows.query)
         if needs.query or needs.prefix:
-            p = _prefix_scores(rows, scale).sub_(row_lse).exp_()
+            scores = _prefix_scores(rows, scale).sub_(row_lse)
+            p = _gated(rows, scores).exp_()
             if prefix_value_grad is not None:
                 share = _summed_over_rows(_dropped(p, rows.prefix_keep), d_out)
                 prefix_value_grad[rows.start : rows.end] += share
-            if needs.query or needs.prefix_key:
+            if needs.query or needs.prefix_key or needs.prefix_gate:
                 dp = _times_prompt(d_out, rows.prefix_value.transpose(-1, -2))
-                ds = p.mul_(_dropped(dp, rows.prefix_keep).sub_(delta)).mul_(scale)
+                dp = _dropped(dp, rows.prefix_keep).sub_(delta)
+                if gate_grad is not None:
+                    ungated = scores.exp().mul_(dp)
+                    gate_grad[rows.start : rows.end] += ungated.sum((0, 2)).transpose(0, 1)
+                ds = p.mul_(dp).mul_(scale)
                 if prefix_key_grad is not None:
                     prefix_key_grad[rows.start : rows.end] += _summed_over_rows(ds, rows.query)
                 if needs.query:
@@ -151,7 +162,7 @@ def reference_backward(
         query_grad.masked_fill_(~seen, 0)
     prefix_grads = [x if x is None else x.contiguous() for x in grads[3:]]
     return [
-        None if grad is None else grad.to(x.dtype)
+        None if grad is None or x is None else grad.to(x.dtype)
         for grad, x in zip(grads[:3] + prefix_grads, shapes, strict=True)
     ]
 
@@ -162,7 +173,8 @@ def _precision(x: Tensor) -> torch.dtype:
 
 def _by_prompt(inputs: Inputs, options: Options) -> Iterator[Rows]:
     """Yield the sequences group by group, prompts in ascending order of their id."""
-    query, key, value, prefix_key, prefix_value, _, prompt_bounds, key_mask, _, seed = inputs
+    query, key, value, prefix_key, prefix_value, prefix_gate, *_ = inputs
+    prompt_bounds, key_mask, seed = inputs.prompt_bounds, inputs.key_mask, inputs.seed
     precision, device = _precision(query), query.device
     if key_mask is not None:
         query = _finite_where_masked(query, key_mask)
@@ -185,8 +197,11 @@ def _by_prompt(inputs: Inputs, options: Options) -> Iterator[Rows]:
             x if x is None else x[start:end].transpose(0, 1).to(precision)
             for x in (prefix_key, prefix_value)
         ]
+        log_gate = None
+        if prefix_gate is not None:
+            log_gate = prefix_gate[start:end].to(precision).log().transpose(0, 1)[:, None]
         visible = _visible(key_mask, place, length, options, device)
-        matrices = (own[0], own[1], own[2], pool[0], pool[1])
+        matrices = (own[0], own[1], own[2], pool[0], pool[1], log_gate)
         yield Rows(place, start, end, *matrices, visible, prefix_keep, own_keep)
 
 
@@ -237,6 +252,10 @@ def _visible(
 def _prefix_scores(rows: Rows, scale: float) -> Tensor:
     """(rows, heads, length, prompt_length)."""
     return _times_prompt(rows.query, rows.prefix_key.transpose(-1, -2)).mul_(scale)
+
+
+def _gated(rows: Rows, prefix_scores: Tensor) -> Tensor:
+    return prefix_scores if rows.log_gate is None else prefix_scores + rows.log_gate
 
 
 def _own_scores(rows: Rows, scale: float) -> Tensor:

@@ -26,6 +26,7 @@ def make_inputs(
     mixed: bool = False,
     masked: bool = False,
     poisoned: bool = False,
+    gated: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -37,6 +38,7 @@ def make_inputs(
         mixed: give sequences prompts -1, 0, 1, ... in turn, instead of prompt 0 for all.
         masked: a random key mask; the last sequence sees none of its own keys.
         poisoned: NaN in query, key and value at the masked positions.
+        gated: gates of the prompts' rows, every third of them closed.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -61,6 +63,10 @@ def make_inputs(
         if poisoned:
             for x in (query, key, value):
                 x.masked_fill_(~inputs["key_mask"][:, None, :, None], float("nan"))
+    if gated:
+        gate = torch.rand(sum(prompts), heads, generator=generator) * 2
+        gate.flatten()[::3] = 0
+        inputs["prefix_gate"] = gate.to(prefix_key)
     return inputs
 
 
@@ -77,6 +83,7 @@ def textbook_attention(
     prefix_key: Tensor,
     prefix_value: Tensor,
     *,
+    prefix_gate: Tensor | None = None,
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
@@ -88,7 +95,7 @@ def textbook_attention(
 
     Differentiable by autograd; one sequence at a time; inputs must be finite.
     """
-    length, head_dim = query.shape[-2:]
+    heads, length, head_dim = query.shape[-3:]
     scale = head_dim**-0.5 if scale is None else scale
     place = torch.arange(length, device=query.device)
     distance = place[:, None] - place
@@ -104,7 +111,12 @@ def textbook_attention(
         visible = near if key_mask is None else near & key_mask[row]
         visible = torch.cat((visible.new_ones(length, end - start), visible), 1)
         scores = (query[row] @ keys.transpose(1, 2) * scale).masked_fill(~visible, float("-inf"))
-        weights = scores.softmax(-1).masked_fill(~visible.any(-1, keepdim=True), 0)
+        weights = scores.softmax(-1)
+        if prefix_gate is not None:
+            gate = prefix_gate[start:end].T[:, None]  # (heads, 1, prompt_length)
+            weights = weights * torch.cat((gate, gate.new_ones(heads, 1, length)), -1)
+            weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights.masked_fill(~visible.any(-1, keepdim=True), 0)
         outputs.append(weights @ values)
     return torch.stack(outputs) if outputs else torch.zeros_like(query)
 

@@ -170,6 +170,20 @@ def _validate_matrices(inputs: Inputs, heads: int) -> None:
         lambda: f"prefix_key's shape and dtype {tuple(prefix_key.shape)} {prefix_key.dtype}",
         lambda: f"{tuple(inputs.prefix_value.shape)} {inputs.prefix_value.dtype}",
     )
+    gate = inputs.prefix_gate
+    if gate is not None:
+        require(
+            gate.shape == prefix_key.shape[:2],
+            "prefix_gate",
+            lambda: f"(prefix_tokens, heads) {tuple(prefix_key.shape[:2])}",
+            tuple(gate.shape),
+        )
+        require(
+            gate.dtype in (prefix_key.dtype, torch.float32),
+            "prefix_gate",
+            f"prefix_key's dtype {prefix_key.dtype} or torch.float32",
+            gate.dtype,
+        )
     for name, x in inputs._asdict().items():
         if x is not None:
             require(x.device == query.device, name, f"query's device {query.device}", x.device)
@@ -213,7 +227,7 @@ def _validate_prompts(inputs: Inputs) -> None:
             lambda: f"{tuple(prompt_bounds.shape)} {prompt_bounds.dtype}",
         )
     if _values_are_at_hand(inputs.query):
-        _validate_prompt_values(prompt_ids, prompt_bounds, len(inputs.prefix_key))
+        _validate_prompt_values(inputs)
 
 
 def _values_are_at_hand(query: Tensor) -> bool:
@@ -222,10 +236,10 @@ def _values_are_at_hand(query: Tensor) -> bool:
     return query.device.type == "cpu" and not traced
 
 
-def _validate_prompt_values(
-    prompt_ids: Tensor | None, prompt_bounds: Tensor | None, tokens: int
-) -> None:
+def _validate_prompt_values(inputs: Inputs) -> None:
     """Check values, which only the CPU can do without waiting."""
+    prompt_ids, prompt_bounds = inputs.prompt_ids, inputs.prompt_bounds
+    tokens, gate = len(inputs.prefix_key), inputs.prefix_gate
     prompts = 1 if prompt_bounds is None else len(prompt_bounds)
     if prompt_bounds is not None:
         start, end = prompt_bounds.unbind(1)
@@ -234,6 +248,14 @@ def _validate_prompt_values(
             "prompt_bounds",
             f"0 <= start <= end <= {tokens} (the pool's rows)",
             prompt_bounds.tolist(),
+        )
+    if gate is not None and gate.numel():
+        low_gate, high_gate = (float(x) for x in gate.detach().aminmax())
+        require(
+            low_gate >= 0 and high_gate < math.inf,
+            "prefix_gate",
+            "finite values >= 0",
+            f"{low_gate} to {high_gate}",
         )
     if prompt_ids is not None and len(prompt_ids):
         low, high = (int(x) for x in prompt_ids.aminmax())

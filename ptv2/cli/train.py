@@ -48,8 +48,21 @@ def train(
     prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
         PromptConfig.prompt_length
     ),
-    parametrization: Annotated[str, option("direct or mlp.")] = PromptConfig.parametrization,
+    parametrization: Annotated[str, option("direct, mlp or lstm.")] = PromptConfig.parametrization,
     injection: Annotated[str, option("key-value or hidden-state.")] = PromptConfig.injection,
+    network_size: Annotated[int, option("Width of the network of mlp or lstm.")] = (
+        PromptConfig.network_size
+    ),
+    gate: Annotated[
+        bool,
+        option("Learned gates, closed at the start: it begins as the bare encoder.", "--gate"),
+    ] = PromptConfig.gate,
+    start_from: Annotated[
+        Path | None, option("Directory of a saved prompt whose values it starts with.")
+    ] = None,
+    start_from_text: Annotated[
+        str | None, option("A text whose keys and values it starts with.")
+    ] = None,
     layers: Annotated[str | None, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
     init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
         PromptConfig.init_std
@@ -123,6 +136,8 @@ def train(
         "injection": injection,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
+        "network_size": network_size,
+        "gate": gate,
         **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:
@@ -131,7 +146,10 @@ def train(
         prompt["pooling"] = pooling
     name = name or output.resolve().name
     set_seed(seed)
-    predictor.model.add_task(name, PromptConfig.from_dict(prompt))
+    text = None if start_from_text is None else predictor.tokenizer(start_from_text)["input_ids"]
+    predictor.model.add_task(
+        name, PromptConfig.from_dict(prompt), start_from=start_from, start_from_text=text
+    )
     if dry_run:
         module = prepare_module(predictor.model, name, config)
         available = parse_bytes(memory) if memory else device_memory(predictor.model.device)

@@ -28,6 +28,12 @@ CASES = {
     "dropout": ({"length": 33, "masked": True, "prompts": (5, 7, 9), "mixed": True}, {"p": 0.2}),
     "short-causal": ({"length": 40, "heads": 1, "masked": True}, {"causal": True}),
     "short-window": ({"length": 40, "heads": 1, "prompts": (0,)}, {"window": 6}),
+    "gated": ({"length": 40, "prompts": (33,), "gated": True, "masked": True}, {}),
+    "gated-long": ({"batch": 2, "length": 70, "prompts": (5,), "gated": True}, {"causal": True}),
+    "gated-mixed": (
+        {"batch": 5, "prompts": (20, 0, 3), "mixed": True, "masked": True, "gated": True},
+        {"p": 0.2},
+    ),
     "dropout-causal": ({"batch": 2, "heads": 1, "length": 70}, {"p": 0.5, "causal": True}),
 }
 
@@ -38,15 +44,19 @@ def exact(x):
 
 def call(
     forward, backward, inputs, grad_out, grad_lse, *, p=0.0, scale=None, causal=False,
-    window=None, needs=ALL, max_length=None,
+    window=None, needs=None, max_length=None,
 ):  # fmt: skip
-    """out, lse and the five gradients of an implementation."""
+    """out, lse and the five gradients of an implementation, six if there are gates."""
+    gated = "prefix_gate" in inputs
+    needs = needs or ALL._replace(prefix_gate=gated)
     seed = torch.tensor([SEED], device=grad_out.device) if p else None
     arguments = Inputs(**dict.fromkeys(Inputs._fields) | inputs | {"seed": seed})
     length, head_dim = inputs["query"].shape[2:]
     options = Options(p, scale or head_dim**-0.5, causal, window, max_length or length)
     out, lse = forward(arguments, options)
-    return out, lse, *backward(grad_out, grad_lse, arguments, out, lse, needs, options)
+    grads = backward(grad_out, grad_lse, arguments, out, lse, needs, options)
+    assert gated or grads[5] is None
+    return out, lse, *grads[: 6 if gated else 5]
 
 
 def run_exact(inputs, grad_out, grad_lse, **options):
@@ -70,7 +80,8 @@ def gradients_of_outputs(inputs):
 
 
 def assert_close(actual, expected, limit):
-    for name, x, y in zip(("out", "lse", *GRADIENTS), actual, expected, strict=True):
+    names = ("out", "lse", *GRADIENTS, "prefix_gate")
+    for name, x, y in zip(names[: len(expected)], actual, expected, strict=True):
         assert x.shape == y.shape, name
         finite = y.isfinite()
         assert torch.equal(x.isfinite(), finite), name

@@ -9,12 +9,13 @@ from ptv2_kernels import prefix_attention
 from ptv2_kernels.testing import GRADIENTS, make_inputs
 
 MIXED = dict(prompts=(5, 3), mixed=True, masked=True, batch=4)
+GATED = (*GRADIENTS, "prefix_gate")
 
 
 def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference"):
     """Positional arguments of torch.ops.ptv2.prefix_attention."""
-    inputs = make_inputs(**MIXED)
-    leaves = [inputs[name].requires_grad_(requires_grad) for name in GRADIENTS]
+    inputs = make_inputs(**MIXED, gated=True)
+    leaves = [inputs[name].requires_grad_(requires_grad) for name in GATED]
     optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], None, seed]
     length = inputs["query"].shape[2]
     return (*leaves, *optional, dropout_p, 0.25, False, None, length, impl)
@@ -38,21 +39,21 @@ def test_opcheck_backward(impl, transposed):
         pools = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in args[3:5]]
         args = (*args[:3], *pools, *args[5:])
     out, lse = torch.ops.ptv2.prefix_attention(*args)
-    needs = [True, False, True, True, False]
+    needs = [True, False, True, True, False, True]
     torch.library.opcheck(
         torch.ops.ptv2.prefix_attention_backward.default,
-        (torch.ones_like(out), None, *args[:10], out, lse, needs, *args[10:]),
+        (torch.ones_like(out), None, *args[:11], out, lse, needs, *args[11:]),
     )
 
 
 def loss_and_gradients(function, inputs):
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in GRADIENTS}
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in GATED}
     loss = function(**inputs | leaves).square().sum()
     return (loss, *torch.autograd.grad(loss, tuple(leaves.values())))
 
 
 def test_compiles_without_a_break():
-    inputs = make_inputs(**MIXED)
+    inputs = make_inputs(**MIXED, gated=True)
     compiled = torch.compile(prefix_attention, fullgraph=True, backend="aot_eager")
     expected = loss_and_gradients(prefix_attention, inputs)
     for got, want in zip(loss_and_gradients(compiled, inputs), expected, strict=True):
@@ -82,7 +83,7 @@ def test_exports():
 
 
 def test_checkpoint_draws_the_same_dropout():
-    inputs = make_inputs(**MIXED)
+    inputs = make_inputs(**MIXED, gated=True)
 
     def dropped(**kwargs):
         return prefix_attention(**kwargs, dropout_p=0.5)

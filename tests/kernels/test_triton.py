@@ -204,8 +204,11 @@ def test_empty(empty, device):
 @pytest.mark.skipif(ON_GPU, reason="float64 runs in the interpreter alone")
 @pytest.mark.parametrize(("path", "packed"), [("long", True), ("short", False)], indirect=["path"])
 def test_gradcheck(path, packed):
-    inputs = make_inputs(batch=2, heads=1, length=3, head_dim=2, prompts=(2,), dtype=torch.float64)
-    leaves = [inputs[name].requires_grad_() for name in GRADIENTS]
+    inputs = make_inputs(
+        batch=2, heads=1, length=3, head_dim=2, prompts=(2,), gated=True, dtype=torch.float64
+    )
+    inputs["prefix_gate"] += 0.5  # finite differences stay above 0
+    leaves = [inputs[name].requires_grad_() for name in (*GRADIENTS, "prefix_gate")]
     cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32) if packed else None
 
     def attend(query, key, value, *pool):

@@ -18,7 +18,7 @@ BAD_CONFIGS = {
     "prompt_dropout": dict(prompt_dropout=1.0),
     "head_dropout": dict(head_dropout=-0.1),
     "layers": dict(layers=(2, 1)),
-    "mlp_hidden_size": dict(mlp_hidden_size=0),
+    "network_size": dict(network_size=0),
     "multi_label": dict(multi_label="yes"),
     "no_answer": dict(no_answer=True),
 }

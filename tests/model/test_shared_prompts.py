@@ -42,10 +42,11 @@ def test_a_shared_prompt_has_the_sum_of_the_tasks_gradients(model, batch, tmp_pa
     "form",
     [
         {},
-        {"parametrization": "mlp", "mlp_hidden_size": 7},
+        {"parametrization": "mlp", "network_size": 7},
+        {"parametrization": "lstm", "network_size": 6},
         {"injection": "hidden-state", "layers": (0, 2)},
     ],
-    ids=["direct", "mlp", "hidden-state"],
+    ids=["direct", "mlp", "lstm", "hidden-state"],
 )
 def test_a_prompt_starts_from_another(tiny_backbone, tmp_path, form):
     model = PromptModel(tiny_backbone("bert"))
@@ -67,7 +68,6 @@ def test_a_prompt_starts_from_another(tiny_backbone, tmp_path, form):
 @pytest.mark.parametrize(
     ("change", "given", "message"),
     [
-        ({"prompt_length": 4}, {"start_from": "tag"}, "prompt with prompt_length 4, got 3"),
         (
             {"layers": (0,)},
             {"start_from": "tag"},

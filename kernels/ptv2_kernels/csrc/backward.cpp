@@ -23,9 +23,9 @@ struct Chunk {
   int64_t partial;  // where its share of the prompt's gradients lies, in rows
 };
 
-// The prompt's gradients of every (head, chunk): rows of `width` floats.
+// The prompt's gradients of every (head, chunk): rows of `width` floats, or of one for the gates.
 struct Partials {
-  std::vector<float> key, value;
+  std::vector<float> key, value, gate;
   int64_t rows;  // of a head
   int64_t width;
 
@@ -110,7 +110,8 @@ void own_gradients(
     const Call& call, const Gradients& g, BackwardWorkspace<Format>& w, const Sequence& sequence,
     int64_t head) {
   const Keys keys = own_keys(call, sequence);
-  const TileSums sums{g.needs.key ? w.d_key : nullptr, g.needs.value ? w.d_value : nullptr};
+  const TileSums sums{
+      g.needs.key ? w.d_key : nullptr, g.needs.value ? w.d_value : nullptr, nullptr};
   for (int64_t first = 0; first < keys.count; first += kBlockKeys) {
     const Range range{first, std::min(first + kBlockKeys, keys.count)};
     const int64_t count = range.end - range.begin;
@@ -171,7 +172,8 @@ void chunk_gradients(
       const int64_t row = chunk.partial + first;
       const TileSums sums{
           g.needs.prefix_key ? partials.at(partials.key, head, row) : nullptr,
-          g.needs.prefix_value ? partials.at(partials.value, head, row) : nullptr};
+          g.needs.prefix_value ? partials.at(partials.value, head, row) : nullptr,
+          g.needs.prefix_gate ? partials.gate.data() + head * partials.rows + row : nullptr};
       walk_rows(
           call, g.needs, w, prompt, w.prompt.at(first * w.width), sums, range, sequence, head);
     }
@@ -256,17 +258,31 @@ void sum_partials(
   });
 }
 
+void sum_gate_partials(
+    const Call& call, const std::vector<Chunk>& chunks, const Partials& partials, float* grad) {
+  std::fill_n(grad, call.pool_rows * call.heads, 0.0f);
+  for (int64_t head = 0; head < call.heads; ++head) {
+    for (const Chunk& chunk : chunks) {
+      const float* part = partials.gate.data() + head * partials.rows + chunk.partial;
+      for (int64_t i = 0; i < chunk.prompt_length; ++i) {
+        grad[(chunk.prompt_start + i) * call.heads + head] += part[i];
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void backward(const Call& call, const Gradients& g) {
   const std::vector<Chunk> chunks = chunks_by_prompt(call);
-  Partials partials{{}, {}, 0, round_up(call.head_dim, kLanes)};
+  Partials partials{{}, {}, {}, 0, round_up(call.head_dim, kLanes)};
   for (const Chunk& chunk : chunks) {
     partials.rows += round_up(chunk.prompt_length, kTileRows);
   }
   const int64_t size = call.heads * partials.rows * partials.width;
   partials.key.resize(g.needs.prefix_key ? size : 0);
   partials.value.resize(g.needs.prefix_value ? size : 0);
+  partials.gate.resize(g.needs.prefix_gate ? call.heads * partials.rows : 0);
   if (call.query.dtype == at::kBFloat16 && has_pairs()) {
     run_chunks<Pairs>(call, g, chunks, partials);
   } else {
@@ -277,6 +293,9 @@ void backward(const Call& call, const Gradients& g) {
   }
   if (g.needs.prefix_value) {
     sum_partials(call, chunks, partials, partials.value, g.prefix_value, 1.0f);
+  }
+  if (g.needs.prefix_gate) {
+    sum_gate_partials(call, chunks, partials, g.prefix_gate);
   }
 }
 

@@ -2,7 +2,11 @@
 //
 //   P = exp(S - lse)   dV = (P M)^T dO   dS = P (M (dO V^T) - delta)   dQ = scale dS K
 //   dK = scale dS^T Q, with dropout's factors M; dQ and dK get their scale when they are stored
+//
+// The gradient of a gate is the sum of its key's dS, with P as it would be if the gate were 1.
 #pragma once
+
+#include <numeric>
 
 #include "formats.h"
 #include "tiles.h"
@@ -13,6 +17,7 @@ namespace ptv2 {
 struct TileSums {
   float* d_key;
   float* d_value;
+  float* d_gate;
 };
 
 // A tile of keys and values, or several one after another, as products take them.
@@ -136,6 +141,28 @@ struct BackwardWorkspace {
   uint32_t* words;
 };
 
+// Add to d_gate (count,) what `rows` rows give, from scores without the gates.
+template <typename Format>
+void add_gate_gradients(
+    BackwardWorkspace<Format>& w, bool dropout, int64_t first_row, int64_t count, int64_t rows,
+    float* d_gate) {
+  for (int64_t j = 0; j < count; ++j) {
+    Vec sum(0.0f);
+    for (int64_t i = 0; i < rows; i += kLanes) {
+      const int64_t at = j * kBlockRows + i;
+      const Vec lse = Vec::loadu(w.lse + first_row + i);
+      const Vec delta = Vec::loadu(w.delta + first_row + i);
+      const Vec score = at::vec::minimum(Vec::loadu(w.scores + at) - lse, Vec(126.0f));
+      const Vec weight = Vec::blendv(exp2(score), Vec(0.0f), lse == Vec(kInfinity));
+      const Vec factor = dropout ? Vec::loadu(w.factors + at) : Vec(1.0f);
+      sum = at::vec::fmadd(weight, Vec::loadu(w.d_weights + at) * factor - delta, sum);
+    }
+    float lanes[kLanes];
+    sum.store(lanes);
+    d_gate[j] += std::accumulate(lanes, lanes + kLanes, 0.0f);
+  }
+}
+
 // From scores and the gradients of weights: weights = P M and d_scores = P (M dP - delta).
 template <typename Format>
 void weigh(
@@ -183,7 +210,7 @@ void tile_gradients(
   const int64_t row_depth = rows / Format::kDepth;
   const int64_t key_depth = (count + Format::kDepth - 1) / Format::kDepth;
   constexpr int64_t stride = kBlockRows / Format::kDepth;
-  const bool needs_scores = sums.d_key != nullptr || needs.query;
+  const bool needs_scores = sums.d_key != nullptr || sums.d_gate != nullptr || needs.query;
   Format::template multiply<false>(
       Format::pick(tile.key_rows, tile.key_columns), w.depth, w.query_t + place, kBlockRows,
       w.scores, kBlockRows, count, rows, w.depth, false, call.options.scale * kLog2E);
@@ -199,6 +226,10 @@ void tile_gradients(
         [&](int64_t j) { return keys.dropout_column(range.begin + j); }, count, first_row, rows,
         head, sequence.index, w.words);
   }
+  if (sums.d_gate != nullptr) {
+    add_gate_gradients(w, call.options.dropout, first_row, count, rows, sums.d_gate);
+  }
+  add_gates(w.scores, keys.log_gate(head), range.begin, count, rows);
   weigh(w, call.options.dropout, first_row, count, rows, needs_scores);
   if (sums.d_value != nullptr) {
     Format::template multiply<false>(

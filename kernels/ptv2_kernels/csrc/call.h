@@ -45,10 +45,10 @@ struct Options {
 };
 
 struct Needs {
-  bool query, key, value, prefix_key, prefix_value;
+  bool query, key, value, prefix_key, prefix_value, prefix_gate;
 
   bool own() const { return query || key || value; }
-  bool prefix() const { return prefix_key || prefix_value; }
+  bool prefix() const { return prefix_key || prefix_value || prefix_gate; }
 };
 
 struct Call {
@@ -56,6 +56,7 @@ struct Call {
   int64_t heads;
   int64_t head_dim;
   int64_t pool_rows;
+  std::vector<float> log_gates;  // (heads, pool_rows), times log2 e; empty: no gates
   const bool* key_mask;  // (entries, length); nullptr: everything is attended
   int64_t mask_stride;   // of an entry
   std::vector<Sequence> sequences;
@@ -84,6 +85,7 @@ struct Gradients {
   RowValues grad_lse;  // data nullptr: none
   Needs needs;
   Matrix query, key, value, prefix_key, prefix_value;  // where they go
+  float* prefix_gate;                                  // (pool_rows, heads)
 };
 
 void forward(const Call& call, const Matrix& out, const RowValues& lse);

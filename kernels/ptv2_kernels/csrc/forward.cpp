@@ -120,6 +120,7 @@ void attend(const Call& call, Workspace<Format>& w, const Keys& keys, const Bloc
         Format::over_columns(w.key, w.key_elements, padded, w.width), w.depth, w.query_t,
         kBlockRows, w.scores, kBlockRows, count, rows, w.depth, false,
         call.options.scale * kLog2E);
+    add_gates(w.scores, keys.log_gate(block.head), first, count, rows);
     hide(w.scores, call.options, keys, first, count, block.first_row, rows);
     if (call.options.dropout) {
       dropout_factors(

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "call.h"
 
@@ -134,6 +135,7 @@ enum Input {
   kValue,
   kPrefixKey,
   kPrefixValue,
+  kPrefixGate,
   kPromptIds,
   kPromptBounds,
   kKeyMask,
@@ -142,6 +144,19 @@ enum Input {
 };
 
 using Inputs = c10::List<OptionalTensor>;
+
+// (heads, pool_rows), times log2 e, from gates (pool_rows, heads).
+std::vector<float> log_gates(const OptionalTensor& gate) {
+  if (!gate.has_value()) {
+    return {};
+  }
+  const Tensor flat = gate->to(at::kFloat).t().contiguous();
+  std::vector<float> values(flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel());
+  for (float& value : values) {
+    value = std::log2(value);
+  }
+  return values;
+}
 
 Call make_call(const Inputs& inputs, const Options& options) {
   const Tensor query = *inputs.get(kQuery);
@@ -156,6 +171,7 @@ Call make_call(const Inputs& inputs, const Options& options) {
   call.heads = query.size(1);
   call.head_dim = query.size(3);
   call.pool_rows = prefix_key.has_value() ? prefix_key->size(0) : 0;
+  call.log_gates = log_gates(inputs.get(kPrefixGate));
   call.key_mask = key_mask.has_value() ? key_mask->const_data_ptr<bool>() : nullptr;
   call.mask_stride = key_mask.has_value() ? key_mask->stride(0) : 0;
   call.options = options;
@@ -200,6 +216,9 @@ std::vector<Tensor> backward_operator(
       written.push_back(grads.back());
     }
   }
+  const OptionalTensor gate = inputs.get(kPrefixGate);
+  const auto gate_shape = needs[5] ? gate->sizes().vec() : std::vector<int64_t>{0};
+  const Tensor gates = at::empty(gate_shape, query.options().dtype(at::kFloat));
   const auto target = [&](int i) { return needs[i] ? matrix(written[i]) : Matrix{}; };
   const OptionalTensor rows = rows_contiguous(grad_out), row_grads = rows_contiguous(grad_lse);
   const OptionalTensor outs = rows_contiguous(out);
@@ -208,12 +227,13 @@ std::vector<Tensor> backward_operator(
       matrix(outs),
       row_values(lse),
       row_values(row_grads),
-      {needs[0], needs[1], needs[2], needs[3], needs[4]},
+      {needs[0], needs[1], needs[2], needs[3], needs[4], needs[5]},
       target(kQuery),
       target(kKey),
       target(kValue),
       target(kPrefixKey),
-      target(kPrefixValue)};
+      target(kPrefixValue),
+      gates.mutable_data_ptr<float>()};
   const Options options = make_options(inputs.get(kSeed), dropout_p, scale, causal, window);
   backward(make_call(inputs, options), gradients);
   for (int i = 0; i < 5; ++i) {
@@ -221,6 +241,7 @@ std::vector<Tensor> backward_operator(
       grads[i].copy_(written[i]);
     }
   }
+  grads.push_back(needs[5] ? gates.to(gate->scalar_type()) : gates);
   return grads;
 }
 

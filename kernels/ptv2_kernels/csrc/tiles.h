@@ -26,6 +26,13 @@ struct Keys {
   const int32_t* columns;  // the block's columns; nullptr: 0, 1, ...
   int64_t count;
   bool own;
+  const float* log_gates;  // of the first head; nullptr: no gates
+  int64_t gate_stride;     // of a head
+
+  // Of each key, to be added to its scores; nullptr: none.
+  const float* log_gate(int64_t head) const {
+    return log_gates == nullptr ? nullptr : log_gates + head * gate_stride;
+  }
 
   int64_t column(int64_t j) const { return columns == nullptr ? j : columns[j]; }
 
@@ -41,13 +48,15 @@ struct Keys {
 };
 
 inline Keys prompt_keys(const Call& call, const Sequence& sequence) {
-  const int64_t count = sequence.prompt_length;
-  return {call.prefix_key, call.prefix_value, 0, sequence.prompt_start, nullptr, count, false};
+  const int64_t start = sequence.prompt_start;
+  const float* log_gates = call.log_gates.empty() ? nullptr : call.log_gates.data() + start;
+  return {call.prefix_key, call.prefix_value, 0, start, nullptr, sequence.prompt_length, false,
+          log_gates, call.pool_rows};
 }
 
 inline Keys own_keys(const Call& call, const Sequence& sequence) {
-  return {call.key,         call.value,       sequence.entry,        sequence.start,
-          sequence.columns, sequence.column_count, true};
+  return {call.key, call.value, sequence.entry, sequence.start, sequence.columns,
+          sequence.column_count, true, nullptr, 0};
 }
 
 // Keys [first, first + count), or their values, as load_rows leaves them.
@@ -74,6 +83,21 @@ inline Range visible_keys(const Options& options, const Keys& keys, int64_t firs
     range.end = std::min(range.end, keys.before(first_row + rows));
   }
   return {range.begin, std::max(range.begin, range.end)};
+}
+
+// scores (count, kBlockRows) += the log of the gate of each key from `first` on.
+inline void add_gates(
+    float* scores, const float* log_gate, int64_t first, int64_t count, int64_t width) {
+  if (log_gate == nullptr) {
+    return;
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    const Vec gate(log_gate[first + j]);
+    for (int64_t i = 0; i < width; i += kLanes) {
+      float* values = scores + j * kBlockRows + i;
+      (Vec::loadu(values) + gate).store(values);
+    }
+  }
 }
 
 // scores (count, kBlockRows) = -inf where a row does not see a key of [first, first + count).
