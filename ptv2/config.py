@@ -48,6 +48,8 @@ class PromptConfig:
             even.
         position_offset: position of a sequence's first token, where what a prompt was imported
             from counts the prompt's own positions; that many fewer are left for tokens.
+        token_types: whether token_type_ids reach the backbone; False for prompts from systems that
+            drop them.
         gate: whether a learned gate for each prompt row and head multiplies the exponential of
             its attention score. Gates start at 0, so that training starts from the bare backbone.
 
@@ -69,6 +71,7 @@ class PromptConfig:
     network_size: int = 512
     gate: bool = False
     position_offset: int = 0
+    token_types: bool = True
     multi_label: bool = False
     no_answer: bool = False
 
@@ -88,7 +91,7 @@ class PromptConfig:
             raise ValueError(f"labels: expected at least one for {self.task}, got none")
         if self.task not in _LABELLED and self.labels:
             raise ValueError(f"labels: expected none for {self.task}, got {self.labels}")
-        for name in ("multi_label", "no_answer", "gate"):
+        for name in ("multi_label", "no_answer", "gate", "token_types"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         if self.multi_label and self.task != "sequence-classification":

@@ -27,7 +27,7 @@ from .inputs import check_inputs, flatten_choices, pack_inputs, task_labels, tex
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
 from .pools import FoldedPrompt, pool_prompts
-from .positions import shifted_positions
+from .positions import by_token, shifted_positions
 from .prompts import Prompt
 from .task_model import TaskModel, leave_out_backbone
 
@@ -308,14 +308,7 @@ class PromptModel(nn.Module):
         rows: Sequence[str | None] | None,
         output_hidden_states: bool,
     ) -> BaseModelOutput:
-        offsets = [
-            0 if name is None else self.tasks[name].position_offset
-            for name in (names if rows is None else rows)
-        ]
-        if any(offsets):
-            shifted = shifted_positions(self.backbone, inputs, packed, offsets)
-            inputs = {**inputs, "position_ids": shifted}
-            check_inputs(self.backbone, self._accepted, inputs)
+        inputs = self._as_trained(dict(inputs), packed, names if rows is None else rows)
         # tasks that share a prompt are one to the pool
         first: dict[Prompt, str] = {}
         same = {name: first.setdefault(self._prompt(name), name) for name in names}
@@ -332,6 +325,24 @@ class PromptModel(nn.Module):
         )
         prompts.require_taken()
         return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
+
+    def _as_trained(
+        self, inputs: dict[str, Tensor], packed: Packed | None, tasks: Sequence[str | None]
+    ) -> dict[str, Tensor]:
+        """The inputs with the positions and token types that the prompts were trained with.
+
+        Args:
+            tasks: of each sequence; one for all if there is one.
+        """
+        offsets = [0 if name is None else self.tasks[name].position_offset for name in tasks]
+        if any(offsets):
+            inputs["position_ids"] = shifted_positions(self.backbone, inputs, packed, offsets)
+            check_inputs(self.backbone, self._accepted, inputs)
+        typed = [name is None or self.tasks[name].token_types for name in tasks]
+        if "token_type_ids" in inputs and not all(typed):
+            kept = by_token(torch.tensor(typed, device=self.device), packed)
+            inputs["token_type_ids"] = inputs["token_type_ids"] * kept
+        return inputs
 
     def _prompt(self, name: str) -> Prompt:
         self._config(name)

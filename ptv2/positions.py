@@ -53,19 +53,22 @@ def shifted_positions(
         ValueError: the backbone has no position for the last token of a sequence.
     """
     padding_id, device = position_padding(backbone), backbone.device
-    offset = torch.tensor(offsets, device=device)
+    offset = by_token(torch.tensor(offsets, device=device), packed)
     position = inputs.get("position_ids")
     if position is None:
         position = _padded_positions(inputs, padding_id)
-    if packed is not None:
-        offset = offset.expand(len(packed.lengths))[packed.sequence][None]
-    else:
-        offset = offset[:, None]
     shifted = position + offset
     if padding_id is not None:  # padding has a position of its own
         shifted = torch.where(position == padding_id, position, shifted)
     _require_room(backbone, inputs, packed, offsets)
     return shifted.clamp(max=int(backbone.config.max_position_embeddings) - 1)
+
+
+def by_token(values: Tensor, packed: Packed | None) -> Tensor:
+    """One value a sequence, or one for all, as a batch's tokens: (rows, 1) or (1, tokens)."""
+    if packed is None:
+        return values[:, None]
+    return values.expand(len(packed.lengths))[packed.sequence][None]
 
 
 def _padded_positions(inputs: Mapping[str, Tensor], padding_id: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import typer
 
+from .convert import convert
 from .show import demo, info
 from .sweep import sweep
 from .train import train
@@ -16,6 +17,7 @@ app.command()(train)
 app.command()(sweep)
 app.command("eval")(evaluate_prompt)
 app.command()(predict)
+app.command()(convert)
 app.command()(info)
 app.command()(demo)
 

@@ -47,7 +47,7 @@ def sweep(
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
     prompt_length: Annotated[Counts, option("Prompt keys and values in each layer.")] = None,
-    parametrization: Annotated[Texts, option("direct or mlp.")] = None,
+    parametrization: Annotated[Texts, option("direct, mlp or lstm.")] = None,
     injection: Annotated[Texts, option("key-value or hidden-state.")] = None,
     layers: Annotated[Texts, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
     init_std: Annotated[Numbers, option("Spread of the prompt at the start.")] = None,

@@ -68,6 +68,15 @@ def train(
         PromptConfig.init_std
     ),
     pooling: Annotated[str | None, option("mean or first, for one label a text.")] = None,
+    head_activation: Annotated[
+        str | None, option("tanh or gelu of a hidden layer in the head, if it has one.")
+    ] = PromptConfig.head_activation,
+    position_offset: Annotated[
+        int, option("Position of the first token; for PEFT, the prompt's length.")
+    ] = PromptConfig.position_offset,
+    token_types: Annotated[bool, option("Tell the second text of a pair apart.")] = (
+        PromptConfig.token_types
+    ),
     learning_rate: Annotated[float, option("Peak of the schedule.")] = TrainConfig.learning_rate,
     head_learning_rate: Annotated[float | None, option("The head's, if another.")] = (
         TrainConfig.head_learning_rate
@@ -126,7 +135,8 @@ def train(
         load_data(validation, validation_split, "validation"),
     )
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
-    reader = make_task(task, predictor.tokenizer, max_length=predictor.max_length, **own)
+    longest = predictor.length_beside(position_offset)
+    reader = make_task(task, predictor.tokenizer, max_length=longest, **own)
     reader = reader.fit_labels(*parts)
     prompt = {
         "task": task,
@@ -138,6 +148,9 @@ def train(
         "init_std": init_std,
         "network_size": network_size,
         "gate": gate,
+        "head_activation": head_activation,
+        "position_offset": position_offset,
+        "token_types": token_types,
         **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:

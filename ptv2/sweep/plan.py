@@ -95,7 +95,8 @@ def _runs_of(predictor: Predictor, name: str, entry: Mapping[str, Any], load: Lo
 def _task_of(predictor: Predictor, entry: Mapping[str, Any]) -> Task:
     known = {*_OF_RUN, *PROMPT_SETTINGS, *TRAIN_SETTINGS}
     options = {key: x for key, x in entry.items() if key not in known}
-    longest = predictor.max_length
+    offsets = entry.get("position_offset", 0)
+    longest = predictor.length_beside(max(offsets) if isinstance(offsets, list) else offsets)
     options["max_length"] = min(options.get("max_length", longest), longest)
     return make_task(entry["task"], predictor.tokenizer, **options)
 

@@ -1,0 +1,100 @@
+"""Prompts that count their own positions, and prompts without token types."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ptv2 import PromptModel
+from ptv2.layout import Padded
+from tests.model.configs import CLASSIFY, TAG
+from tests.textbook_model import states_with_prompt
+
+SHIFTED = replace(TAG, position_offset=3)
+LENGTHS = (9, 4, 6, 1)
+
+
+@pytest.fixture(params=["bert", "roberta"])
+def backbone(request, tiny_backbone):
+    return tiny_backbone(request.param)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_positions_move_on_by_the_offset(backbone, batch, packed):
+    model = PromptModel(backbone).eval()
+    model.add_task("shifted", SHIFTED)
+    model.add_task("plain", CLASSIFY)
+    tasks = ["shifted", "plain", "shifted", None]
+    inputs = {
+        **batch,
+        "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 1),
+    }
+    rows = [ids[:length] for ids, length in zip(batch["input_ids"], LENGTHS, strict=True)]
+    if packed:
+        ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+        inputs = {"input_ids": torch.cat(rows)[None], "cu_seqlens": ends, "max_seqlen": 9}
+    states = model(**inputs, task=tasks).last_hidden_state
+    found = states[0].split(LENGTHS) if packed else states
+    first = 2 if backbone.config.model_type == "roberta" else 0
+    expected = []
+    for row, task in enumerate(tasks):
+        offset = 3 if task == "shifted" else 0
+        places = torch.arange(LENGTHS[row])[None] + first + offset
+        prompts = [None] * 3 if task is None else model.key_value(task)
+        row_inputs = {"input_ids": rows[row][None], "position_ids": places}
+        expected.append((row_inputs, prompts))
+    for row, (row_inputs, prompts) in enumerate(expected):
+        wanted = states_with_prompt(model.backbone, row_inputs, prompts)[0]
+        torch.testing.assert_close(found[row][: LENGTHS[row]], wanted, rtol=0, atol=1e-5)
+
+
+def test_own_position_ids_are_moved_too(tiny_backbone, batch):
+    model = PromptModel(tiny_backbone("bert")).eval()
+    model.add_task("shifted", SHIFTED)
+    expected = model(**batch, task="shifted").logits
+    own = torch.arange(9).expand(4, 9)
+    assert torch.equal(model(**batch, position_ids=own, task="shifted").logits, expected)
+
+
+def test_no_token_without_a_position(tiny_backbone):
+    """The tiny backbones have 64 positions; padding may lie beyond them."""
+    model = PromptModel(tiny_backbone("bert")).eval()
+    model.add_task("shifted", SHIFTED)
+    ids = torch.randint(4, 100, (2, 64))
+    with pytest.raises(ValueError, match=r"at most 61 tokens beside .* of 3, got 64"):
+        model(ids, task="shifted")
+    mask = (torch.arange(64) < torch.tensor([61, 20])[:, None]).long()
+    padded = model(ids, mask, task="shifted").logits[:, :61]
+    fitting = model(ids[:, :61], mask[:, :61], task="shifted").logits
+    torch.testing.assert_close(padded[mask[:, :61].bool()], fitting[mask[:, :61].bool()])
+    mask[1, 61] = 1
+    with pytest.raises(ValueError, match=r"at most 61 tokens beside .* of 3, got 62"):
+        model(ids, mask, task=["shifted", "shifted"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_token_types_are_dropped_where_a_prompt_was_trained_without(model, batch, packed):
+    model.add_task("untyped", replace(TAG, token_types=False))
+    model.prompts["untyped"].load_state_dict(model.prompts["tag"].state_dict())
+    types = torch.randint(0, 2, batch["input_ids"].shape)
+    inputs = {"input_ids": batch["input_ids"], "token_type_ids": types}
+    tasks = ["tag", "untyped", None, "untyped"]
+    expected = model(**inputs, task=["tag", "tag", None, "tag"]).last_hidden_state
+    inputs_without = {**inputs, "token_type_ids": torch.zeros_like(types)}
+    without = model(**inputs_without, task=["tag"] * 4).last_hidden_state
+    if packed:
+        ends = torch.arange(0, 37, 9).int()
+        inputs = {name: x.reshape(1, -1) for name, x in inputs.items()} | {"cu_seqlens": ends}
+    got = model(**inputs, task=tasks).last_hidden_state.view(4, 9, -1)
+    for row, wanted in enumerate((expected, without, expected, without)):
+        torch.testing.assert_close(got[row], wanted[row], rtol=0, atol=1e-5)
+
+
+def test_a_head_with_a_hidden_layer(model, batch):
+    model.add_task("deep", replace(CLASSIFY, pooling="first", head_activation="gelu"))
+    head = model.heads["deep"]
+    states = model(**batch, task=["deep"] * 4).last_hidden_state
+    hidden = torch.nn.functional.gelu(head.dense(states[:, 0]))
+    torch.testing.assert_close(head(states, Padded(None)), head.linear(hidden))
