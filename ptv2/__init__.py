@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
 
+from .clip import ClipPromptModel
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .outputs import MixedTaskOutput
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClipPromptModel",
     "MixedTaskOutput",
     "Predictor",
     "PromptConfig",

@@ -25,6 +25,15 @@ class LayerPrompts(NamedTuple):
     prefix_gate: Tensor | None  # (prefix_tokens, heads); None: 1 everywhere
     prompt_bounds: Tensor | None  # (prompts, 2) int32; None: one prompt, the whole pool
 
+    def repeat_heads(self, groups: int) -> "LayerPrompts":
+        """Each head for so many heads of the queries, as in grouped-query attention."""
+        gate = self.prefix_gate
+        return self._replace(
+            prefix_key=self.prefix_key.repeat_interleave(groups, 1),
+            prefix_value=self.prefix_value.repeat_interleave(groups, 1),
+            prefix_gate=None if gate is None else gate.repeat_interleave(groups, 1),
+        )
+
 
 class PromptBatch:
     """The prompts of one forward, and the record of which layers have taken theirs.
@@ -94,8 +103,11 @@ def attention_forward(
         raise NotImplementedError("output_attentions: attention weights are never materialised")
     layer = None if prompts is None else prompts.take(module)
     if layer is None:
-        empty = query.new_empty(0, query.shape[1], query.shape[3])
+        empty = query.new_empty(0, key.shape[1], query.shape[3])
         layer = LayerPrompts(empty, empty, None, None)
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        layer = layer.repeat_heads(groups)
     options: dict[str, Any] = {
         "prompt_ids": None if prompts is None or not len(layer.prefix_key) else prompts.prompt_ids,
         "prefix_gate": layer.prefix_gate,

@@ -10,14 +10,15 @@ Task = Literal[
     "token-classification",
     "question-answering",
     "multiple-choice",
+    "image-classification",
     "feature-extraction",
 ]
 Parametrization = Literal["direct", "mlp", "lstm"]
 Injection = Literal["key-value", "hidden-state"]
-Pooling = Literal["mean", "first"]
+Pooling = Literal["mean", "first", "last"]
 Activation = Literal["tanh", "gelu"]
 
-_LABELLED = ("sequence-classification", "token-classification")
+_LABELLED = ("sequence-classification", "token-classification", "image-classification")
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -38,7 +39,7 @@ class PromptConfig:
         layers: which layers carry a prompt, counted from 0. None: all.
         init_std: standard deviation of the prompt at the start.
         prompt_dropout: dropout on the prompt while training, one mask a step for the whole batch.
-        pooling: what a sequence's head sees: the mean of its token states or the "first" one.
+        pooling: what a sequence's head sees: the mean of its token states, the "first" or "last".
         head_dropout: dropout before each linear layer of the head while training.
         head_activation: the head has a hidden layer of the backbone's size with this activation,
             as those of transformers' models do. None: it is one linear layer.

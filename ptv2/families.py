@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ class Family:
     """A layer's keys and values of hidden states (..., hidden_size) put before its input."""
     shared_modules: bool = False
     """One module serves several layers, so only the order of calls tells them apart."""
+    takes: Literal["input_ids", "pixel_values"] = "input_ids"
+    """Texts or images."""
+    causal: bool = False
+    """A token sees those before it alone, so that the first one says nothing of its sequence."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,33 @@ class Geometry:
     """The sizes of a backbone that a prompt has to fit."""
 
     layers: int
-    heads: int
+    heads: int  # of keys and values; queries may have a multiple of them
     head_dim: int
     hidden_size: int
 
 
-def _bert_layers(backbone: Any) -> list[nn.Module]:
-    return list(backbone.encoder.layer)
+Find = Callable[[Any], Any]
 
 
-def _bert_key_value(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    attention = layer.attention.self
-    return attention.key(states), attention.value(states)
+def _key_value(
+    attention: Find, key: str, value: str, norm: Find | None = None
+) -> Callable[[Any, Tensor], tuple[Tensor, Tensor]]:
+    """How a layer makes keys and values, after its norm in a pre-norm model.
+
+    With a rotary embedding the prompt stands at position 0, where that is the identity.
+    """
+
+    def project(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+        states = states if norm is None else norm(layer)(states)
+        module = attention(layer)
+        return getattr(module, key)(states), getattr(module, value)(states)
+
+    return project
 
 
-def _distilbert_key_value(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    return layer.attention.k_lin(states), layer.attention.v_lin(states)
+def _fused_key_value(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    _, key, value = layer.attn.Wqkv(layer.attn_norm(states)).chunk(3, -1)
+    return key, value
 
 
 def _albert_layers(backbone: Any) -> list[nn.Module]:
@@ -55,34 +70,68 @@ def _albert_layers(backbone: Any) -> list[nn.Module]:
     ]
 
 
-def _albert_key_value(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    return layer.attention.key(states), layer.attention.value(states)
+def _family(
+    layers: Find, attention: Find, key: str, value: str, norm: Find | None = None, **options: Any
+) -> Family:
+    key_value = _key_value(attention, key, value, norm)
+    return Family(lambda backbone: list(layers(backbone)), attention, key_value, **options)
 
 
-def _modernbert_key_value(layer: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Pre-norm; the prompt stands at position 0, where the rotary embedding is the identity."""
-    _, key, value = layer.attn.Wqkv(layer.attn_norm(states)).chunk(3, -1)
-    return key, value
-
-
-_BERT = Family(_bert_layers, lambda layer: layer.attention.self, _bert_key_value)
+_BERT = _family(
+    lambda backbone: backbone.encoder.layer, lambda layer: layer.attention.self, "key", "value"
+)
+_CLIP: dict[str, Any] = {
+    "layers": lambda backbone: backbone.encoder.layers,
+    "attention": lambda layer: layer.self_attn,
+    "key": "k_proj",
+    "value": "v_proj",
+    "norm": lambda layer: layer.layer_norm1,
+}
 
 FAMILIES: dict[str, Family] = {
-    "albert": Family(
-        _albert_layers, lambda layer: layer.attention, _albert_key_value, shared_modules=True
+    "albert": _family(
+        _albert_layers, lambda layer: layer.attention, "key", "value", shared_modules=True
     ),
     "bert": _BERT,
     "camembert": _BERT,
-    "distilbert": Family(
-        lambda backbone: list(backbone.transformer.layer),
+    "clip_text_model": _family(**_CLIP, causal=True),
+    "clip_vision_model": _family(**_CLIP, takes="pixel_values"),
+    "distilbert": _family(
+        lambda backbone: backbone.transformer.layer,
         lambda layer: layer.attention,
-        _distilbert_key_value,
+        "k_lin",
+        "v_lin",
     ),
     "electra": _BERT,
+    "esm": _family(
+        lambda backbone: backbone.encoder.layer,
+        lambda layer: layer.attention.self,
+        "key",
+        "value",
+        lambda layer: layer.attention.LayerNorm,
+    ),
+    "eurobert": _family(
+        lambda backbone: backbone.layers,
+        lambda layer: layer.self_attn,
+        "k_proj",
+        "v_proj",
+        lambda layer: layer.input_layernorm,
+    ),
     "modernbert": Family(
-        lambda backbone: list(backbone.layers), lambda layer: layer.attn, _modernbert_key_value
+        lambda backbone: list(backbone.layers), lambda layer: layer.attn, _fused_key_value
+    ),
+    "nomic_bert": _family(
+        lambda backbone: backbone.layers, lambda layer: layer.self_attn, "k_proj", "v_proj"
     ),
     "roberta": _BERT,
+    "vit": _family(
+        lambda backbone: backbone.layers,
+        lambda layer: layer.attention,
+        "k_proj",
+        "v_proj",
+        lambda layer: layer.layernorm_before,
+        takes="pixel_values",
+    ),
     "xlm-roberta": _BERT,
 }
 
@@ -104,9 +153,11 @@ def family_of(model_type: str) -> Family:
 def geometry_of(backbone: PreTrainedModel) -> Geometry:
     """The sizes that prompts for this backbone have."""
     config = backbone.config
-    heads = config.num_attention_heads
     layers = len(family_of(config.model_type).layers(backbone))
-    return Geometry(layers, heads, config.hidden_size // heads, config.hidden_size)
+    queries = config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // queries
+    return Geometry(layers, heads, head_dim, config.hidden_size)
 
 
 def number_layers(backbone: PreTrainedModel) -> None:
@@ -147,6 +198,6 @@ def project_hidden_states(backbone: PreTrainedModel, layer: int, states: Tensor)
     family = family_of(backbone.config.model_type)
     states = states.to(backbone.dtype)
     key, value = family.key_value(family.layers(backbone)[layer], states)
-    heads = backbone.config.num_attention_heads
+    heads = geometry_of(backbone).heads
     folded = torch.stack((key, value)).unflatten(-1, (heads, -1)).transpose(1, 2)
     return cast(Tensor, folded)

@@ -14,6 +14,7 @@ IGNORED = -100
 """The label of tokens and positions that count nowhere, as everywhere in transformers."""
 
 
+_POOLED = ("sequence-classification", "multiple-choice", "image-classification")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
 
 
@@ -28,7 +29,7 @@ class Head(nn.Module):
     def __init__(self, config: PromptConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        self.pools = config.task in ("sequence-classification", "multiple-choice")
+        self.pools = config.task in _POOLED
         self.dropout = nn.Dropout(config.head_dropout)
         if config.head_activation is not None:
             self.dense = nn.Linear(hidden_size, hidden_size)
@@ -47,8 +48,7 @@ class Head(nn.Module):
         """
         states = states.to(self.linear.weight.dtype)
         if self.pools:
-            first = self.config.pooling == "first"
-            states = layout.first(states) if first else layout.mean(states)
+            states = layout.pool(states, self.config.pooling)
         if self.config.head_activation is not None:
             activation = _ACTIVATIONS[self.config.head_activation]
             states = activation(self.dense(self.dropout(states)))

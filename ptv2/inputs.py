@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import PromptConfig
+from .families import Family, family_of
 from .layout import Packed
-from .positions import position_ids_of, positions_of
+from .positions import by_token, position_ids_of, positions_of, shifted_positions
 from .task_model import require_nonreentrant_checkpointing
 
 
@@ -21,8 +22,11 @@ def check_inputs(
     Args:
         accepted: the arguments of the backbone's forward.
     """
-    if ("input_ids" in inputs) == ("inputs_embeds" in inputs):
-        raise ValueError("input_ids: expected either input_ids or inputs_embeds")
+    takes = family_of(backbone.config.model_type).takes
+    given = {"input_ids", "inputs_embeds", "pixel_values"} & inputs.keys()
+    if given not in ({takes}, {"inputs_embeds"}):
+        wanted = "either input_ids or inputs_embeds" if takes == "input_ids" else "pixel_values"
+        raise ValueError(f"{takes}: expected {wanted}, got {', '.join(sorted(given)) or 'none'}")
     if getattr(backbone.config, "output_attentions", False):
         raise NotImplementedError("output_attentions: attention weights are never computed")
     for name, value in inputs.items():
@@ -49,6 +53,9 @@ def pack_inputs(
         if max_seqlen is not None:
             raise ValueError("max_seqlen: expected cu_seqlens with it")
         return None
+    if "pixel_values" in inputs:
+        raise ValueError("cu_seqlens: images of one size need no packing, expected None")
+    _require_no_masked_token(backbone, inputs)
     if "attention_mask" in inputs:
         raise ValueError("attention_mask: a packed batch has no padding, expected None")
     for name, value in inputs.items():
@@ -63,6 +70,18 @@ def pack_inputs(
     return packed
 
 
+def _require_no_masked_token(backbone: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """ESM scales a row's embeddings by its share of masked tokens: of all sequences, if packed."""
+    config, ids = backbone.config, inputs.get("input_ids")
+    if ids is None or not getattr(config, "token_dropout", False):
+        return
+    if (ids == config.mask_token_id).any():
+        raise NotImplementedError(
+            f"input_ids: {config.model_type} with token_dropout takes no mask token "
+            f"({config.mask_token_id}) in a packed batch"
+        )
+
+
 def flatten_choices(
     inputs: dict[str, Tensor], choices: int | None
 ) -> tuple[dict[str, Tensor], int]:
@@ -75,6 +94,46 @@ def flatten_choices(
     if choices not in (None, found):
         raise ValueError(f"choices: expected {found}, as in the inputs, or None, got {choices}")
     return {argument: value.flatten(0, 1) for argument, value in inputs.items()}, found
+
+
+def as_trained(
+    backbone: PreTrainedModel,
+    accepted: Collection[str],
+    inputs: Mapping[str, Tensor],
+    packed: Packed | None,
+    configs: Sequence[PromptConfig | None],
+) -> dict[str, Tensor]:
+    """The inputs with the positions and token types that the prompts were trained with.
+
+    Args:
+        accepted: the arguments of the backbone's forward.
+        configs: of each sequence's task; one for all if there is one.
+    """
+    changed = dict(inputs)
+    offsets = [0 if config is None else config.position_offset for config in configs]
+    if any(offsets):
+        changed["position_ids"] = shifted_positions(backbone, inputs, packed, offsets)
+        check_inputs(backbone, accepted, changed)
+    typed = [config is None or config.token_types for config in configs]
+    if "token_type_ids" in inputs and not all(typed):
+        kept = by_token(torch.tensor(typed, device=backbone.device), packed)
+        changed["token_type_ids"] = inputs["token_type_ids"] * kept
+    return changed
+
+
+def require_task_of_family(family: Family, config: PromptConfig) -> None:
+    """Raise a ValueError if a task makes no sense of what a family's encoders give."""
+    images = family.takes == "pixel_values"
+    if config.task != "feature-extraction" and images != (config.task == "image-classification"):
+        wanted = "image-classification" if images else "a task on texts"
+        raise ValueError(
+            f"task: expected {wanted} or feature-extraction for such a backbone, got {config.task}"
+        )
+    if family.causal and config.pooling == "first":
+        raise ValueError(
+            "pooling: expected 'last' or 'mean', got 'first', a token that sees no other in a "
+            "causal encoder"
+        )
 
 
 def task_labels(

@@ -23,6 +23,19 @@ class Padded:
         """The first token of every sequence, (rows, ...)."""
         return states[:, 0]
 
+    def last(self, states: Tensor) -> Tensor:
+        """The last token of every sequence, (rows, ...)."""
+        if self.attention_mask is None:
+            return states[:, -1]
+        place = torch.arange(states.shape[1], device=states.device)
+        last = (self.attention_mask.bool() * place).amax(1)
+        return states[torch.arange(len(states), device=states.device), last]
+
+    def pool(self, states: Tensor, how: str) -> Tensor:
+        """The "mean", "first" or "last" token of every sequence, (rows, ...)."""
+        pooled: Tensor = getattr(self, how)(states)
+        return pooled
+
     def mean(self, states: Tensor) -> Tensor:
         """The mean token of every sequence, (rows, ...); 0 for one without tokens."""
         if self.attention_mask is None:
@@ -94,6 +107,15 @@ class Packed:
     def first(self, states: Tensor) -> Tensor:
         """The first token of every sequence, (sequences, ...)."""
         return states[0, self.cu_seqlens[:-1]]
+
+    def last(self, states: Tensor) -> Tensor:
+        """The last token of every sequence, (sequences, ...)."""
+        return states[0, (self.cu_seqlens[1:] - 1).clamp(min=0)]
+
+    def pool(self, states: Tensor, how: str) -> Tensor:
+        """The "mean", "first" or "last" token of every sequence, (sequences, ...)."""
+        pooled: Tensor = getattr(self, how)(states)
+        return pooled
 
     def mean(self, states: Tensor) -> Tensor:
         """The mean token of every sequence, (sequences, ...); 0 for one without tokens."""

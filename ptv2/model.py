@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .assets import Asset, read_asset, write_asset
-from .attention import use_prompt_attention
+from .attention import PromptBatch, use_prompt_attention
 from .config import PromptConfig, check_task_name
 from .families import (
     family_of,
@@ -23,11 +23,18 @@ from .families import (
 )
 from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
-from .inputs import check_inputs, flatten_choices, pack_inputs, task_labels, text_of_length
+from .inputs import (
+    as_trained,
+    check_inputs,
+    flatten_choices,
+    pack_inputs,
+    require_task_of_family,
+    task_labels,
+    text_of_length,
+)
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
 from .pools import FoldedPrompt, pool_prompts
-from .positions import by_token, shifted_positions
 from .prompts import Prompt
 from .task_model import TaskModel, leave_out_backbone
 
@@ -119,6 +126,7 @@ class PromptModel(nn.Module):
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
+        require_task_of_family(family_of(self.backbone.config.model_type), config)
         head = build_head(config, self.geometry.hidden_size)
         if share_prompt_with is None:
             prompt = Prompt(config, self.geometry)
@@ -201,6 +209,7 @@ class PromptModel(nn.Module):
         inputs_embeds: Tensor | None = None,
         *,
         task: str | Sequence[str | None] | None,
+        pixel_values: Tensor | None = None,
         labels: Tensor | Sequence[Any] | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
@@ -215,6 +224,7 @@ class PromptModel(nn.Module):
             input_ids, attention_mask, token_type_ids, position_ids: (rows, length); for a
                 multiple choice (rows, choices, length). inputs_embeds instead of input_ids: one
                 more dimension of hidden_size. Packed, (1, tokens): see cu_seqlens.
+            pixel_values: (rows, channels, height, width), of an encoder of images instead.
             task: a name: every row is of that task, and the output is transformers' own class for
                 it. A list: a name a row (a multiple choice's row is one choice), None for the bare
                 backbone; the output is a `MixedTaskOutput`. None: the bare backbone for all.
@@ -239,6 +249,7 @@ class PromptModel(nn.Module):
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
         }
         inputs = {name: value for name, value in arguments.items() if value is not None}
         check_inputs(self.backbone, self._accepted, inputs)
@@ -308,11 +319,35 @@ class PromptModel(nn.Module):
         rows: Sequence[str | None] | None,
         output_hidden_states: bool,
     ) -> BaseModelOutput:
-        inputs = self._as_trained(dict(inputs), packed, names if rows is None else rows)
+        configs = [
+            None if name is None else self.tasks[name]
+            for name in (names if rows is None else rows)
+        ]
+        inputs = as_trained(self.backbone, self._accepted, inputs, packed, configs)
+        prompts = self._pool(names, rows, packed)
+        encoded = self.backbone(
+            **inputs, prompts=prompts, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        prompts.require_taken()
+        return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
+
+    def prompt_batch(self, task: str | Sequence[str | None] | None) -> PromptBatch:
+        """The argument `prompts` of the backbone's forward, for a padded batch.
+
+        Args:
+            task: as in `forward`.
+        """
+        if isinstance(task, str) or task is None:
+            return self._pool([] if task is None else [task], None, None)
+        return self._pool(list(dict.fromkeys(filter(None, task))), task, None)
+
+    def _pool(
+        self, names: Sequence[str], rows: Sequence[str | None] | None, packed: Packed | None
+    ) -> PromptBatch:
         # tasks that share a prompt are one to the pool
         first: dict[Prompt, str] = {}
         same = {name: first.setdefault(self._prompt(name), name) for name in names}
-        prompts = pool_prompts(
+        return pool_prompts(
             {name: self._fold(prompt) for prompt, name in first.items()},
             self.geometry.layers,
             None if rows is None else [None if name is None else same[name] for name in rows],
@@ -320,29 +355,6 @@ class PromptModel(nn.Module):
             packed,
             family_of(self.backbone.config.model_type).shared_modules,
         )
-        encoded = self.backbone(
-            **inputs, prompts=prompts, output_hidden_states=output_hidden_states, return_dict=True
-        )
-        prompts.require_taken()
-        return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
-
-    def _as_trained(
-        self, inputs: dict[str, Tensor], packed: Packed | None, tasks: Sequence[str | None]
-    ) -> dict[str, Tensor]:
-        """The inputs with the positions and token types that the prompts were trained with.
-
-        Args:
-            tasks: of each sequence; one for all if there is one.
-        """
-        offsets = [0 if name is None else self.tasks[name].position_offset for name in tasks]
-        if any(offsets):
-            inputs["position_ids"] = shifted_positions(self.backbone, inputs, packed, offsets)
-            check_inputs(self.backbone, self._accepted, inputs)
-        typed = [name is None or self.tasks[name].token_types for name in tasks]
-        if "token_type_ids" in inputs and not all(typed):
-            kept = by_token(torch.tensor(typed, device=self.device), packed)
-            inputs["token_type_ids"] = inputs["token_type_ids"] * kept
-        return inputs
 
     def _prompt(self, name: str) -> Prompt:
         self._config(name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import (
     BaseModelOutput,
+    ImageClassifierOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -23,6 +24,7 @@ _CLASSES: dict[str, type[ModelOutput]] = {
     "sequence-classification": SequenceClassifierOutput,
     "token-classification": TokenClassifierOutput,
     "multiple-choice": MultipleChoiceModelOutput,
+    "image-classification": ImageClassifierOutput,
 }
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .config import PromptConfig
+from .config import Pooling, PromptConfig
 from .layout import Padded
 from .model import PromptModel
 from .positions import positions_of
@@ -136,7 +136,7 @@ class Predictor:
         self.model.train(training)
         if None in output.logits:  # feature extraction
             layout, states = Padded(inputs["attention_mask"]), output.last_hidden_state.float()
-            pooled = {"first": layout.first(states), "mean": layout.mean(states)}
+            pooled = {how: layout.pool(states, how) for how in get_args(Pooling)}
         return [
             (pooled[self.model.tasks[name].pooling][row] if logits is None else logits).cpu()
             for row, (name, logits) in enumerate(zip(names, output.logits, strict=True))

@@ -74,6 +74,7 @@ class TaskModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         choices: int | None = None,
+        pixel_values: Tensor | None = None,
     ) -> ModelOutput:
         """`PromptModel.forward` with every row of this task."""
         return self._model[0].forward(
@@ -89,6 +90,7 @@ class TaskModel(nn.Module):
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
             choices=choices,
+            pixel_values=pixel_values,
         )
 
     def activation_checkpointing_enable(

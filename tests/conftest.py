@@ -35,8 +35,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 24},
     "bert": {},
     "camembert": ROBERTA,
+    "clip_text_model": {"initializer_factor": 4.0, "eos_token_id": 3},
     "distilbert": {"hidden_dim": 48},
     "electra": {"embedding_size": 24},
+    "esm": {"mask_token_id": 2, "position_embedding_type": "rotary", "token_dropout": True},
+    "eurobert": {"num_key_value_heads": 2, "mask_token_id": 2, "eos_token_id": 3},
     "modernbert": {
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         "local_attention": 8,  # 4 tokens to either side
@@ -45,6 +48,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "eos_token_id": 3,
         "sep_token_id": 3,
     },
+    "nomic_bert": {},
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
 }

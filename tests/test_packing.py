@@ -125,7 +125,14 @@ def test_embeddings_and_positions_may_be_given(
     backbone = tiny_backbone(family)
     model = new_model(backbone)
     want = model(**packed, task="embed").last_hidden_state
-    embeds = backbone.get_input_embeddings()(packed.pop("input_ids"))
+    ids = packed.pop("input_ids")
+    embeds = backbone.get_input_embeddings()(ids)
+    if family == "esm":  # there they stand for what its embedding module makes of them
+        embeds = backbone.embeddings(ids)
+    if family == "clip_text_model":
+        with pytest.raises(ValueError, match="inputs_embeds: clip_text_model has none"):
+            model(**packed, inputs_embeds=embeds, task="embed")
+        return
     close(model(**packed, inputs_embeds=embeds, task="embed").last_hidden_state, want)
 
 
@@ -206,3 +213,11 @@ def test_layouts_agree() -> None:
             close(padded_layout.mean(rows), a.mean(states)[group])
     empty = Packed(torch.tensor([0, 0, 2], dtype=torch.int32), 2, 2)
     assert empty.mean(torch.ones(1, 2, 3))[0].tolist() == [0, 0, 0]
+
+
+def test_esm_scales_by_its_masked_tokens(tiny_backbone: Any, packed: Any) -> None:
+    """By those of the row, which would be all sequences of a packed one."""
+    model = new_model(tiny_backbone("esm"))
+    packed["input_ids"][0, 1] = 2
+    with pytest.raises(NotImplementedError, match=r"takes no mask token \(2\) in a packed batch"):
+        model(**packed, task="topic")

@@ -15,6 +15,8 @@ def _concatenating_attention(module, query, key, value, mask, scaling=None, text
     if prompt is not None:
         key = torch.cat((prompt[0][None], key), 2)
         value = torch.cat((prompt[1][None], value), 2)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
     if mask is not None:
         scores = scores + torch.nn.functional.pad(mask, (key.shape[2] - columns, 0))

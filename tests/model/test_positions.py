@@ -98,3 +98,23 @@ def test_a_head_with_a_hidden_layer(model, batch):
     states = model(**batch, task=["deep"] * 4).last_hidden_state
     hidden = torch.nn.functional.gelu(head.dense(states[:, 0]))
     torch.testing.assert_close(head(states, Padded(None)), head.linear(hidden))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_pooling_the_last_token(model, batch, packed):
+    model.add_task("last", replace(CLASSIFY, pooling="last"))
+    inputs = batch
+    if packed:
+        ids = batch["input_ids"]
+        tokens = torch.cat([ids[row, :length] for row, length in enumerate(LENGTHS)])
+        inputs = {
+            "input_ids": tokens[None],
+            "cu_seqlens": torch.tensor([0, *LENGTHS]).cumsum(0).int(),
+        }
+    got = model(**inputs, task="last").logits
+    for row, length in enumerate(LENGTHS):
+        ids = batch["input_ids"][row : row + 1, :length]
+        states = model(ids, task=["last"]).last_hidden_state[0, -1]
+        wanted = model.heads["last"].linear(states)
+        torch.testing.assert_close(got[row], wanted, rtol=0, atol=1e-5)
