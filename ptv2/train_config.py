@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from transformers import SchedulerType
+from .schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class TrainConfig:
         token_budget: tokens a step at most, instead of a number of examples.
         packing: lay the examples of a batch one after another, without a padding token.
         warmup_ratio: share of the steps over which the learning rate rises.
-        scheduler: name of a transformers schedule, such as "linear" or "cosine".
+        scheduler: name of a transformers schedule, such as "linear" or "cosine"; or "exponential",
+            5% less after every epoch.
         weight_decay: of AdamW, for everything but biases.
         max_grad_norm: the gradient is scaled down to this norm.
         precision: "fp32", "bf16" or "fp16", by autocast.
@@ -58,8 +59,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio: expected a value in [0, 1), got {self.warmup_ratio}")
-        if self.scheduler not in list(SchedulerType):
-            names = ", ".join(SchedulerType)
+        if self.scheduler not in SCHEDULES:
+            names = ", ".join(SCHEDULES)
             raise ValueError(f"scheduler: expected one of {names}, got {self.scheduler!r}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")

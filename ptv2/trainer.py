@@ -21,6 +21,7 @@ from transformers import (
 
 from . import checkpoints
 from .batches import Batches, token_counts
+from .schedules import make_schedule
 from .tasks import Collator, Task
 from .tasks.collate import split_logits
 from .tasks.task import decode_all
@@ -34,6 +35,7 @@ class PromptTrainer(Trainer):
         task: how features become batches, and logits scores.
         train_features, validation_features: what `task.prepare` returned.
         references: what `task.references` returned for the validation data.
+        scheduler: how the learning rate goes.
         packing: batches without a padding token.
         token_budget: tokens a batch at most, instead of a number of examples.
         save_steps: a checkpoint every so many steps, besides those at an epoch's end.
@@ -51,6 +53,7 @@ class PromptTrainer(Trainer):
         validation_features: Dataset,
         references: Sequence[Any],
         optimizer: torch.optim.Optimizer,
+        scheduler: str = "linear",
         packing: bool = False,
         token_budget: int | None = None,
         save_steps: int | None = None,
@@ -58,6 +61,7 @@ class PromptTrainer(Trainer):
         self.task = task
         self.train_features, self.validation_features = train_features, list(validation_features)
         self.references = references
+        self.scheduler = scheduler
         self.packing = packing
         self.batches = Batches(
             token_counts(task, train_features, packing),
@@ -88,6 +92,20 @@ class PromptTrainer(Trainer):
                 "accelerate: FSDP and DeepSpeed would shard a frozen backbone, and the optimizer "
                 "that holds prompt and head would not see it; expected plain torchrun (DDP)"
             )
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the schedule by its name, which transformers need not know."""
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None
+            epochs = math.ceil(self.args.num_train_epochs)
+            self.lr_scheduler = make_schedule(  # type: ignore[assignment]
+                self.scheduler, chosen, num_training_steps, epochs, self.args.warmup_steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler  # type: ignore[return-value]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of like length."""

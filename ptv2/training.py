@@ -144,6 +144,7 @@ def fit(
         *features,
         references,
         make_optimizer(module, config),
+        config.scheduler,
         packing=config.packing,
         token_budget=config.token_budget,
         save_steps=config.save_steps,
@@ -168,7 +169,6 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
         max_grad_norm=config.max_grad_norm,
         use_cpu=not torch.accelerator.is_available(),  # else it takes bf16 for a GPU's

@@ -11,6 +11,7 @@ from ..memory import describe, device_memory, parse_bytes, plan
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..processes import is_main
+from ..recipes import recipe as read_recipe
 from ..report import print_fields, print_scores
 from ..tasks import TASKS, SequenceClassification, load_data, make_task
 from ..train_config import TrainConfig
@@ -30,6 +31,16 @@ from .options import (
 )
 
 
+def _use_recipe(context: typer.Context, name: str | None) -> str | None:
+    """Make a recipe's settings the defaults of the other options."""
+    if name is not None:
+        try:
+            context.default_map = read_recipe(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return name
+
+
 @reports_errors
 @takes_task_options()
 def train(
@@ -38,6 +49,15 @@ def train(
     train: Annotated[str, option(DATA)],
     validation: Annotated[str, option("As --train; it picks the best epoch.")],
     output: Annotated[Path, option("Directory for the prompt, its settings and metrics.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of the official code for a data set and an encoder, as "
+            "rte-roberta-large; other options change them.",
+            is_eager=True,
+            callback=_use_recipe,
+        ),
+    ] = None,
     name: Annotated[str | None, option("Name of the task, if not that of the directory.")] = None,
     train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
     validation_split: Annotated[
@@ -67,7 +87,13 @@ def train(
     init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
         PromptConfig.init_std
     ),
-    pooling: Annotated[str | None, option("mean or first, for one label a text.")] = None,
+    prompt_dropout: Annotated[float, option("On the prompt, one mask a step.")] = (
+        PromptConfig.prompt_dropout
+    ),
+    head_dropout: Annotated[float, option("Before each linear layer of the head.")] = (
+        PromptConfig.head_dropout
+    ),
+    pooling: Annotated[str | None, option("mean, first or last, for one label a text.")] = None,
     head_activation: Annotated[
         str | None, option("tanh or gelu of a hidden layer in the head, if it has one.")
     ] = PromptConfig.head_activation,
@@ -86,7 +112,9 @@ def train(
     token_budget: Annotated[int | None, option("Tokens a step at most, instead.")] = None,
     packing: Annotated[bool, option("Batches without a padding token.", "--packing")] = False,
     warmup_ratio: Annotated[float, option("Share of the steps.")] = TrainConfig.warmup_ratio,
-    scheduler: Annotated[str, option("A schedule of transformers.")] = TrainConfig.scheduler,
+    scheduler: Annotated[
+        str, option("A schedule of transformers, or exponential.")
+    ] = TrainConfig.scheduler,
     weight_decay: Annotated[float, option("Of AdamW.")] = TrainConfig.weight_decay,
     precision: Annotated[str, option("fp32, bf16 or fp16.")] = TrainConfig.precision,
     backbone_dropout: Annotated[bool, option("The frozen encoder's own dropout.")] = (
@@ -148,6 +176,8 @@ def train(
         "init_std": init_std,
         "network_size": network_size,
         "gate": gate,
+        "prompt_dropout": prompt_dropout,
+        "head_dropout": head_dropout,
         "head_activation": head_activation,
         "position_offset": position_offset,
         "token_types": token_types,

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from ..batches import Batches
 from ..model import PromptModel
+from ..schedules import make_schedule
 from ..tasks.task import Feature
 from ..training import make_optimizer
 from .features import Features
@@ -37,11 +37,8 @@ class Learner:
         self.epoch_steps = max(len(batches) for batches in self.batches.values())
         self.steps = config.epochs * self.epoch_steps
         self.optimizer = make_optimizer(self.parts, config)
-        self.schedule = get_scheduler(
-            config.scheduler,
-            self.optimizer,
-            num_warmup_steps=math.ceil(self.steps * config.warmup_ratio),
-            num_training_steps=self.steps,
+        self.schedule = make_schedule(
+            config.scheduler, self.optimizer, self.steps, config.epochs, config.warmup_ratio
         )
         self.max_grad_norm = config.max_grad_norm
         self._order: dict[str, tuple[int, list[list[int]]]] = {}

@@ -1,0 +1,36 @@
+"""How the learning rate goes over the steps."""
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import SchedulerType, get_scheduler
+
+EXPONENTIAL, DECAY = "exponential", 0.95
+SCHEDULES = (*SchedulerType, EXPONENTIAL)
+
+
+def make_schedule(
+    name: str, optimizer: Optimizer, steps: int, epochs: int, warmup_ratio: float
+) -> LRScheduler:
+    """A schedule of transformers, or one that takes 5% off after every epoch.
+
+    The latter is that of the official code for tags and questions.
+
+    Args:
+        steps: of all epochs.
+        warmup_ratio: the share of the steps over which the rate rises.
+    """
+    warmup_steps = math.ceil(steps * warmup_ratio)
+    if name == EXPONENTIAL:
+        return LambdaLR(optimizer, partial(_decayed, steps // epochs, warmup_steps))
+    schedule: LRScheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps
+    )
+    return schedule
+
+
+def _decayed(epoch_steps: int, warmup_steps: int, step: int) -> float:
+    rise = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return float(rise * DECAY ** (step // epoch_steps))
