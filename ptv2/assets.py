@@ -38,7 +38,8 @@ class Asset:
         config: of the prompt.
         backbone: name_or_path, model_type and fingerprint of the backbone it was trained on.
         tensors: "key_value" (layers, 2, heads, prompt_length, head_dim), "gate" (layers, heads,
-            prompt_length) of a prompt that has gates, and "head.*", float32.
+            prompt_length) of a prompt that has gates, "embeddings" (prompt_length,
+            embedding_size) of one of depth "input", and "head.*", float32.
         training: the parametrisation, to resume training; empty if it is the prompt itself.
     """
 
@@ -60,12 +61,22 @@ class Asset:
     ) -> "Asset":
         """Gather a task, whose prompt folds to `folded`."""
         tensors = {"key_value": folded.key_value}
-        if folded.gate is not None:
-            tensors["gate"] = folded.gate
+        for part in ("gate", "embeddings"):
+            if (values := getattr(folded, part)) is not None:
+                tensors[part] = values
         if head is not None:
             tensors |= {f"head.{key}": weight for key, weight in head.state_dict().items()}
         training = prompt.state_dict() if config.folds else {}
         return cls(name, config, backbone, _portable(tensors), _portable(training))
+
+    @property
+    def form(self) -> str:
+        """What the prompt consists of, in words."""
+        layers, _, heads, length, head_dim = self.tensors["key_value"].shape
+        if self.config.depth == "input":
+            return f"{length} embeddings before the text's, in no layer"
+        parts = "keys, values and gates" if self.config.gate else "keys and values"
+        return f"{length} {parts} in each of {layers} layers ({heads} heads of size {head_dim})"
 
     def build(self, geometry: Geometry) -> tuple[Prompt, Head | None]:
         """Make the prompt and the head, after checking every tensor's name and shape.
@@ -78,11 +89,14 @@ class Asset:
         expected = {"key_value": torch.empty(prompt.key_value_shape)}
         if config.gate:
             expected["gate"] = torch.empty(prompt.gate_shape)
+        if config.depth == "input":
+            expected["embeddings"] = torch.empty(prompt.shape)
         weights = {} if head is None else head.state_dict()
         _require_like(
             self.tensors, expected | {f"head.{key}": weight for key, weight in weights.items()}
         )
-        names = {"embedding": "key_value"} | ({"gate": "gate"} if config.gate else {})
+        values = "embeddings" if config.depth == "input" else "key_value"
+        names = {"embedding": values} | ({"gate": "gate"} if config.gate else {})
         state = self.training or {own: self.tensors[name] for own, name in names.items()}
         _require_like(state, prompt.state_dict())
         prompt.load_state_dict(state)
@@ -218,8 +232,6 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _card(asset: Asset) -> str:
     config, base = asset.config, asset.backbone["name_or_path"]
     labels = ", ".join(f"`{label}`" for label in config.labels) or "none"
-    layers, _, heads, length, head_dim = asset.tensors["key_value"].shape
-    parts = "keys, values and gates" if config.gate else "keys and values"
     return f"""---
 library_name: ptv2
 tags: [p-tuning-v2, prefix-tuning, {config.task}]
@@ -230,7 +242,7 @@ tags: [p-tuning-v2, prefix-tuning, {config.task}]
 A P-Tuning v2 prompt for {config.task} on a frozen backbone, `{base}`
 ({asset.backbone["model_type"]}).
 
-- prompt: {length} {parts} in each of {layers} layers ({heads} heads of size {head_dim})
+- prompt: {asset.form}
 - labels: {labels}
 
 ```python

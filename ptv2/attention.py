@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from ptv2_kernels import prefix_attention, prefix_attention_varlen
+from ptv2_kernels import RelativePositions, prefix_attention, prefix_attention_varlen
 
 from .layout import Packed
 
@@ -90,6 +90,7 @@ def attention_forward(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     prompts: PromptBatch | None = None,
+    positions: RelativePositions | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer; query is (batch, heads, length, head_dim).
@@ -112,6 +113,7 @@ def attention_forward(
         "prompt_ids": None if prompts is None or not len(layer.prefix_key) else prompts.prompt_ids,
         "prefix_gate": layer.prefix_gate,
         "prompt_bounds": layer.prompt_bounds,
+        "positions": positions,
         "dropout_p": dropout,
         "scale": scaling,
         "causal": getattr(module, "is_causal", False) if is_causal is None else is_causal,
@@ -174,8 +176,8 @@ def attention_mask(
     return attention_mask
 
 
-def use_prompt_attention(backbone: PreTrainedModel) -> None:
-    """Switch a model to prompt attention.
+def use_attention_interface(backbone: PreTrainedModel) -> None:
+    """Switch a model to prompt attention through transformers' interface.
 
     Raises:
         NotImplementedError: the class does not dispatch through transformers' interface.

@@ -102,6 +102,6 @@ def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list
     much as the longest."""
     counts = []
     for feature in features:
-        lengths = [len(sequence["input_ids"]) for sequence in task.sequences(feature)]
+        lengths = task.lengths(feature)
         counts.append(sum(lengths) if packing else len(lengths) * max(lengths))
     return counts

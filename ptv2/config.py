@@ -15,6 +15,7 @@ Task = Literal[
 ]
 Parametrization = Literal["direct", "mlp", "lstm"]
 Injection = Literal["key-value", "hidden-state"]
+Depth = Literal["layers", "input"]
 Pooling = Literal["mean", "first", "last"]
 Activation = Literal["tanh", "gelu"]
 
@@ -34,6 +35,10 @@ class PromptConfig:
         parametrization: "direct" trains the prompt itself; "mlp" computes it from an embedding
             per prompt position through a two-layer network, "lstm" through a recurrent one over
             the positions. Either is folded away on saving.
+        depth: "layers" puts a prompt into every layer; "input", for comparison, once before the
+            text's embeddings: prompt tuning (Lester et al. 2021, arXiv:2104.08691), or P-tuning
+            (Liu et al. 2021, arXiv:2103.10385) if computed by "lstm" or "mlp". Its batches are
+            padded and of one task.
         injection: "key-value" trains keys and values (the official form); "hidden-state" trains
             hidden states that the layer's own frozen projections turn into keys and values.
         layers: which layers carry a prompt, counted from 0. None: all.
@@ -63,6 +68,7 @@ class PromptConfig:
     prompt_length: int = 32
     parametrization: Parametrization = "direct"
     injection: Injection = "key-value"
+    depth: Depth = "layers"
     layers: tuple[int, ...] | None = None
     init_std: float = 1.0
     prompt_dropout: float = 0.0
@@ -85,6 +91,7 @@ class PromptConfig:
         _one_of("task", self.task, get_args(Task))
         _one_of("parametrization", self.parametrization, get_args(Parametrization))
         _one_of("injection", self.injection, get_args(Injection))
+        _one_of("depth", self.depth, get_args(Depth))
         _one_of("pooling", self.pooling, get_args(Pooling))
         if self.head_activation is not None:
             _one_of("head_activation", self.head_activation, get_args(Activation))
@@ -112,6 +119,8 @@ class PromptConfig:
             value = getattr(self, name)
             if type(value) is not int or value < minimum:
                 raise ValueError(f"{name}: expected an int of at least {minimum}, got {value!r}")
+        if self.depth == "input":
+            self._check_input_prompt()
         if self.parametrization == "lstm" and self.network_size % 2:
             raise ValueError(f"network_size: expected an even int, got {self.network_size}")
         if not 0 <= self.init_std < float("inf"):
@@ -119,6 +128,24 @@ class PromptConfig:
         for name in ("prompt_dropout", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a value in [0, 1), got {getattr(self, name)}")
+
+    def _check_input_prompt(self) -> None:
+        expected = {
+            "injection": "key-value",
+            "layers": None,
+            "gate": False,
+            "position_offset": 0,
+        }
+        for name, value in expected.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}: expected {value!r} with depth 'input', got {getattr(self, name)!r}"
+                )
+
+    @property
+    def positions(self) -> int:
+        """How many positions of the backbone the prompt takes from its sequences."""
+        return self.prompt_length if self.depth == "input" else self.position_offset
 
     @property
     def label2id(self) -> dict[str, int]:

@@ -1,12 +1,27 @@
 """What differs between model families: where the layers are and how they make keys and values."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from . import deberta
+from .attention import PromptBatch, use_attention_interface
+
+
+def call_backbone(
+    backbone: Any, inputs: Mapping[str, Tensor], prompts: PromptBatch, output_hidden_states: bool
+) -> BaseModelOutput:
+    """A backbone's own forward, which hands the prompts down to its attention."""
+    states: BaseModelOutput = backbone(
+        **inputs, prompts=prompts, output_hidden_states=output_hidden_states, return_dict=True
+    )
+    return states
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,10 @@ class Family:
     """One module serves several layers, so only the order of calls tells them apart."""
     takes: Literal["input_ids", "pixel_values"] = "input_ids"
     """Texts or images."""
+    prepare: Callable[[PreTrainedModel], None] = use_attention_interface
+    """Switches a backbone to prompt attention."""
+    encode: Callable[..., BaseModelOutput] = call_backbone
+    """(backbone, inputs, prompts, output_hidden_states) -> the states."""
     causal: bool = False
     """A token sees those before it alone, so that the first one says nothing of its sequence."""
 
@@ -34,6 +53,7 @@ class Geometry:
     heads: int  # of keys and values; queries may have a multiple of them
     head_dim: int
     hidden_size: int
+    embedding_size: int | None  # of a token; None: the backbone takes no embeddings
 
 
 Find = Callable[[Any], Any]
@@ -88,6 +108,8 @@ _CLIP: dict[str, Any] = {
     "norm": lambda layer: layer.layer_norm1,
 }
 
+_DEBERTA: dict[str, Any] = {"prepare": deberta.use_own_attention, "encode": deberta.encode}
+
 FAMILIES: dict[str, Family] = {
     "albert": _family(
         _albert_layers, lambda layer: layer.attention, "key", "value", shared_modules=True
@@ -96,6 +118,19 @@ FAMILIES: dict[str, Family] = {
     "camembert": _BERT,
     "clip_text_model": _family(**_CLIP, causal=True),
     "clip_vision_model": _family(**_CLIP, takes="pixel_values"),
+    "deberta": Family(
+        lambda backbone: list(backbone.encoder.layer),
+        lambda layer: layer.attention.self,
+        deberta.key_value,
+        **_DEBERTA,
+    ),
+    "deberta-v2": _family(
+        lambda backbone: backbone.encoder.layer,
+        lambda layer: layer.attention.self,
+        "key_proj",
+        "value_proj",
+        **_DEBERTA,
+    ),
     "distilbert": _family(
         lambda backbone: backbone.transformer.layer,
         lambda layer: layer.attention,
@@ -157,7 +192,16 @@ def geometry_of(backbone: PreTrainedModel) -> Geometry:
     queries = config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or queries
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // queries
-    return Geometry(layers, heads, head_dim, config.hidden_size)
+    return Geometry(layers, heads, head_dim, config.hidden_size, _embedding_size(backbone))
+
+
+def _embedding_size(backbone: PreTrainedModel) -> int | None:
+    """The width of `inputs_embeds`; ESM's stand for more than a token's own."""
+    accepted = inspect.signature(backbone.forward).parameters
+    if "inputs_embeds" not in accepted or backbone.config.model_type == "esm":
+        return None
+    table = cast(nn.Embedding, backbone.get_input_embeddings())
+    return table.embedding_dim
 
 
 def number_layers(backbone: PreTrainedModel) -> None:
@@ -178,11 +222,18 @@ def layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
     Returns:
         (length, hidden_size) for each layer.
     """
-    training = backbone.training
+    family, training = family_of(backbone.config.model_type), backbone.training
     try:
-        states = backbone.eval()(input_ids, output_hidden_states=True, return_dict=True)
+        inputs, bare = (
+            {"input_ids": input_ids},
+            PromptBatch(
+                [None] * len(family.layers(backbone)), by_call_order=family.shared_modules
+            ),
+        )
+        states = family.encode(backbone.eval(), inputs, bare, True)
     finally:
         backbone.train(training)
+    assert states.hidden_states is not None
     return [state[0] for state in states.hidden_states[:-1]]
 
 

@@ -5,12 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .config import PromptConfig
 from .families import Family, family_of
 from .layout import Packed
-from .positions import by_token, position_ids_of, positions_of, shifted_positions
+from .positions import (
+    by_token,
+    position_ids_of,
+    position_padding,
+    positions_of,
+    shifted_positions,
+)
 from .task_model import require_nonreentrant_checkpointing
 
 
@@ -119,6 +126,51 @@ def as_trained(
         kept = by_token(torch.tensor(typed, device=backbone.device), packed)
         changed["token_type_ids"] = inputs["token_type_ids"] * kept
     return changed
+
+
+def behind_prompt(
+    backbone: PreTrainedModel,
+    accepted: Collection[str],
+    inputs: Mapping[str, Tensor],
+    prompt: Tensor,
+) -> dict[str, Tensor]:
+    """The inputs of a padded batch with a prompt before every row.
+
+    Args:
+        accepted: the arguments of the backbone's forward.
+        prompt: (prompt_length, embedding_size).
+
+    Raises:
+        ValueError: the backbone has no position for the last token.
+    """
+    embeds = inputs.get("inputs_embeds")
+    if embeds is None:
+        embeds = backbone.get_input_embeddings()(inputs["input_ids"])
+    rows, length = embeds.shape[:2]
+    before = prompt.to(embeds.dtype).expand(rows, -1, -1)
+    mask = inputs.get("attention_mask")
+    mask = (
+        torch.ones(rows, length, dtype=torch.long, device=embeds.device) if mask is None else mask
+    )
+    changed = {
+        "inputs_embeds": torch.cat((before, embeds), 1),
+        "attention_mask": F.pad(mask, (len(prompt), 0), value=1),
+    }
+    if "token_type_ids" in inputs:
+        changed["token_type_ids"] = F.pad(inputs["token_type_ids"], (len(prompt), 0))
+    if "position_ids" in accepted:
+        own = shifted_positions(backbone, inputs, None, [len(prompt)]).expand(rows, -1)
+        first = (position_padding(backbone) or -1) + 1
+        places = torch.arange(first, first + len(prompt), device=own.device).expand(rows, -1)
+        changed["position_ids"] = torch.cat((places, own), 1)
+    return changed
+
+
+def without_prompt(
+    last: Tensor, every: tuple[Tensor, ...] | None, length: int
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """The last state and all of them, (rows, prompt_length + length, ...), of own tokens."""
+    return last[:, length:], None if every is None else tuple(x[:, length:] for x in every)
 
 
 def require_task_of_family(family: Family, config: PromptConfig) -> None:

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .assets import Asset, read_asset, write_asset
-from .attention import PromptBatch, use_prompt_attention
+from .attention import PromptBatch
 from .config import PromptConfig, check_task_name
 from .families import (
     family_of,
@@ -25,12 +25,14 @@ from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
 from .inputs import (
     as_trained,
+    behind_prompt,
     check_inputs,
     flatten_choices,
     pack_inputs,
     require_task_of_family,
     task_labels,
     text_of_length,
+    without_prompt,
 )
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
@@ -68,7 +70,7 @@ class PromptModel(nn.Module):
             raise ValueError("backbone: expected an encoder, got a config with is_decoder=True")
         self.backbone = cast(PreTrainedModel, backbone.base_model)
         self.backbone.requires_grad_(False)
-        use_prompt_attention(self.backbone)
+        family_of(backbone.config.model_type).prepare(self.backbone)
         number_layers(self.backbone)
         self.geometry = geometry_of(self.backbone)
         self.prompts = nn.ModuleDict()
@@ -141,7 +143,10 @@ class PromptModel(nn.Module):
                     "start_from_text: the prompt has its values already, expected None"
                 )
             text = text_of_length(self.backbone, start_from_text, config.prompt_length)
-            states = layer_inputs(self.backbone, text)
+            if config.depth == "input":
+                states = [self.backbone.get_input_embeddings()(text)[0]]
+            else:
+                states = layer_inputs(self.backbone, text)
             prompt.to(self.device).start_from_states(states, self._project)
         if start_from is not None:
             other = self._saved_or_own_prompt(start_from)
@@ -324,12 +329,37 @@ class PromptModel(nn.Module):
             for name in (names if rows is None else rows)
         ]
         inputs = as_trained(self.backbone, self._accepted, inputs, packed, configs)
-        prompts = self._pool(names, rows, packed)
-        encoded = self.backbone(
-            **inputs, prompts=prompts, output_hidden_states=output_hidden_states, return_dict=True
-        )
+        before = self._input_prompt(names, rows, packed)
+        if before is not None:
+            prompts = self._pool([], None, None)
+            inputs = behind_prompt(self.backbone, self._accepted, inputs, before)
+        else:
+            prompts = self._pool(names, rows, packed)
+        family = family_of(self.backbone.config.model_type)
+        encoded = family.encode(self.backbone, inputs, prompts, output_hidden_states)
         prompts.require_taken()
-        return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
+        last, every = encoded.last_hidden_state, encoded.hidden_states
+        assert last is not None
+        if before is not None:
+            last, every = without_prompt(last, every, len(before))
+        return BaseModelOutput(last, every)
+
+    def _input_prompt(
+        self,
+        names: Sequence[str],
+        rows: Sequence[str | None] | None,
+        packed: Packed | None,
+    ) -> Tensor | None:
+        """The one prompt of depth "input" that stands before every row, if it is that."""
+        depths = {name: self.tasks[name].depth for name in names}
+        if "input" not in depths.values():
+            return None
+        if packed is not None or len(names) > 1 or (rows is not None and None in rows):
+            raise NotImplementedError(
+                f"task: prompts of depth 'input' take padded batches of one task, got "
+                f"{'a packed batch' if packed is not None else list(rows or names)}"
+            )
+        return self._fold(self._prompt(names[0])).embeddings
 
     def prompt_batch(self, task: str | Sequence[str | None] | None) -> PromptBatch:
         """The argument `prompts` of the backbone's forward, for a padded batch.

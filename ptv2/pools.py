@@ -17,6 +17,7 @@ class FoldedPrompt(NamedTuple):
     layers: tuple[int, ...]
     key_value: Tensor  # (layers, 2, heads, prompt_length, head_dim), keys first
     gate: Tensor | None  # (layers, heads, prompt_length), at least 0; None: 1 everywhere
+    embeddings: Tensor | None = None  # (prompt_length, embedding_size), of depth "input"
 
 
 def pool_prompts(

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import groupby, islice
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from .config import Pooling, PromptConfig
+from .families import family_of
 from .layout import Padded
 from .model import PromptModel
 from .positions import positions_of
 from .tasks import TASKS, Task, make_task
+from .tasks.collate import pad
 from .tasks.task import Answer, Feature
 from .tasks.tokens import progress
 
@@ -25,7 +27,8 @@ class Predictor:
 
     Args:
         model: with the tasks to be answered.
-        tokenizer: of the backbone. None: loaded from where the backbone came from.
+        tokenizer: of the backbone; for images its image processor. None: loaded from where the
+            backbone came from.
         max_length: longest input in tokens, if less than the backbone allows.
         batch_size: rows in a forward.
     """
@@ -33,21 +36,19 @@ class Predictor:
     def __init__(
         self,
         model: PromptModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Any = None,
         max_length: int | None = None,
         batch_size: int = 32,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-            model.backbone.config._name_or_path
-        )
+        self.tokenizer = tokenizer or load_processor(model)
         self._given_length = max_length
         self.max_length = self.length_beside(0)
         self.batch_size = batch_size
 
-    def length_beside(self, position_offset: int) -> int:
-        """The longest input in tokens, for a prompt with such an offset."""
-        longest = longest_input(self.model, self.tokenizer) - position_offset
+    def length_beside(self, positions: int) -> int:
+        """The longest input in tokens, for a prompt that takes so many positions."""
+        longest = longest_input(self.model, self.tokenizer) - positions
         return longest if self._given_length is None else min(self._given_length, longest)
 
     def task(self, name: str, **options: Any) -> Task:
@@ -61,11 +62,16 @@ class Predictor:
                 f"task: {name!r} is unknown; the model's tasks are {list(self.model.tasks)}"
             )
         config = self.model.tasks[name]
+        family = family_of(self.model.backbone.config.model_type)
+        if family.takes == "pixel_values" and config.task == "feature-extraction":
+            raise NotImplementedError(
+                "task: the model itself gives features of images, expected image-classification"
+            )
         return make_task(
             config.task,
             self.tokenizer,
             labels=config.labels,
-            max_length=self.length_beside(config.position_offset),
+            max_length=self.length_beside(config.positions),
             **kept_fields(config),
             **options,
         )
@@ -77,7 +83,7 @@ class Predictor:
             requests: the input is what `prepare_inputs` of the kind of task takes: a text or a
                 (text, text_pair); for a token classification a list of words, or a text, which
                 is split at its spaces; for question answering a (question, context); for a
-                multiple choice a (question, choices).
+                multiple choice a (question, choices); for an image its path.
 
         Returns:
             One answer a request, in their order.
@@ -101,38 +107,37 @@ class Predictor:
             features: of all examples, those of an example together.
         """
         sequences = [
-            (name, sequence)
+            _Sequence(tasks[name], name, feature, place, length)
             for name, feature in features
-            for sequence in tasks[name].sequences(feature)
+            for place, length in enumerate(tasks[name].lengths(feature))
         ]
         logits = iter(self._logits(sequences))
         answers = []
         for (name, _), group in groupby(features, key=lambda row: (row[0], row[1]["example"])):
             rows = [feature for _, feature in group]
-            count = sum(len(tasks[name].sequences(feature)) for feature in rows)
+            count = sum(len(tasks[name].lengths(feature)) for feature in rows)
             answers.append(tasks[name].decode(list(islice(logits, count)), rows))
         return answers
 
-    def _logits(self, sequences: Sequence[Row]) -> list[Tensor]:
+    def _logits(self, sequences: Sequence["_Sequence"]) -> list[Tensor]:
         """Logits of every sequence, without padding; sequences of like length share a batch."""
-        lengths = [len(inputs["input_ids"]) for _, inputs in sequences]
-        order = sorted(range(len(sequences)), key=lengths.__getitem__)
+        order = sorted(range(len(sequences)), key=lambda place: sequences[place].length)
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
         for start in progress(range(0, len(sequences), self.batch_size), "predicting"):
             places = order[start : start + self.batch_size]
             batch_logits = self._forward([sequences[place] for place in places])
             for place, logits in zip(places, batch_logits, strict=True):
-                found[place] = logits[: lengths[place]] if logits.dim() > 1 else logits
+                length = sequences[place].length
+                found[place] = logits[:length] if logits.dim() > 1 else logits
         return found
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[Row]) -> list[Tensor]:
-        names = [name for name, _ in rows]
-        inputs = self.tokenizer.pad(
-            [inputs for _, inputs in rows], padding_side="right", return_tensors="pt"
-        )
+    def _forward(self, sequences: Sequence["_Sequence"]) -> list[Tensor]:
+        names = [sequence.name for sequence in sequences]
+        batch = pad(sequences[0].task, [sequence.inputs for sequence in sequences])
+        inputs = {name: x.to(self.model.device) for name, x in batch.items()}
         training = self.model.training
-        output = self.model.eval()(**inputs.to(self.model.device), task=names)
+        output = self.model.eval()(**inputs, task=names)
         self.model.train(training)
         if None in output.logits:  # feature extraction
             layout, states = Padded(inputs["attention_mask"]), output.last_hidden_state.float()
@@ -143,12 +148,35 @@ class Predictor:
         ]
 
 
+class _Sequence(NamedTuple):
+    """One sequence of a feature; its inputs are made when its batch is."""
+
+    task: Task
+    name: str
+    feature: Feature
+    place: int
+    length: int
+
+    @property
+    def inputs(self) -> Feature:
+        return self.task.sequences(self.feature)[self.place]
+
+
 def kept_fields(config: PromptConfig) -> dict[str, Any]:
     """What a prompt's configuration keeps of its task's fields."""
     names = TASKS[config.task].prompt_fields if config.task in TASKS else ()
     return {name: getattr(config, name) for name in names}
 
 
-def longest_input(model: PromptModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the backbone has positions for and the tokenizer gives."""
-    return min(positions_of(model.backbone), tokenizer.model_max_length)
+def load_processor(model: PromptModel) -> Any:
+    """The tokenizer, or the image processor, from where the backbone came from."""
+    config = model.backbone.config
+    images = family_of(config.model_type).takes == "pixel_values"
+    return (AutoImageProcessor if images else AutoTokenizer).from_pretrained(config._name_or_path)
+
+
+def longest_input(model: PromptModel, tokenizer: Any) -> int:
+    """How many tokens the backbone has positions for and the tokenizer gives; 1 for an image."""
+    if family_of(model.backbone.config.model_type).takes == "pixel_values":
+        return 1
+    return min(positions_of(model.backbone), int(tokenizer.model_max_length))

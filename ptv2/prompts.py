@@ -13,7 +13,7 @@ from .families import Geometry
 from .pools import FoldedPrompt
 
 _PROMPT_FIELDS = (
-    *("prompt_length", "layers", "parametrization", "injection", "network_size", "gate"),
+    *("prompt_length", "layers", "parametrization", "injection", "network_size", "gate", "depth"),
     *("init_std", "prompt_dropout"),
 )
 """The fields of a configuration that are not the head's."""
@@ -37,6 +37,8 @@ class Prompt(nn.Module):
         super().__init__()
         self.config = config
         self.layers = tuple(range(geometry.layers)) if config.layers is None else config.layers
+        if config.depth == "input":
+            self.layers = ()
         if max(self.layers, default=0) >= geometry.layers:
             raise ValueError(
                 f"layers: expected numbers below {geometry.layers}, got {self.layers}"
@@ -44,9 +46,7 @@ class Prompt(nn.Module):
         layers, length = len(self.layers), config.prompt_length
         self.key_value_shape = (layers, 2, geometry.heads, length, geometry.head_dim)
         self.gate_shape = (layers, geometry.heads, length)
-        hidden_shape = (layers, length, geometry.hidden_size)
-        # the shape before a projection, with the positions last but one
-        self.shape = hidden_shape if config.injection == "hidden-state" else self.key_value_shape
+        self.shape = self._own_shape(geometry)
         self.gate = nn.Parameter(torch.zeros(self.gate_shape)) if config.gate else None
         if config.parametrization == "direct":
             self.embedding = nn.Parameter(torch.randn(self.shape) * config.init_std)
@@ -55,6 +55,17 @@ class Prompt(nn.Module):
             outputs = prod(self.shape[:-2]) * self.shape[-1]
             self.network = _network(config, geometry.hidden_size, outputs)
 
+    def _own_shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """The prompt's shape before a projection, with the positions last but one."""
+        length = self.config.prompt_length
+        if self.config.depth == "input":
+            if geometry.embedding_size is None:
+                raise ValueError("depth: this backbone takes no embeddings, expected 'layers'")
+            return length, geometry.embedding_size
+        if self.config.injection == "hidden-state":
+            return len(self.layers), length, geometry.hidden_size
+        return self.key_value_shape
+
     def forward(self, project: Projection) -> FoldedPrompt:
         """The prompt's keys, values and gates.
 
@@ -62,6 +73,8 @@ class Prompt(nn.Module):
             project: the backbone's own projection of hidden states, for that injection.
         """
         prompt = F.dropout(self._parametrised(), self.config.prompt_dropout, self.training)
+        if self.config.depth == "input":
+            return FoldedPrompt((), prompt.new_empty(self.key_value_shape), None, prompt)
         if self.config.injection == "hidden-state":
             projected = [project(*pair) for pair in zip(self.layers, prompt, strict=True)]
             empty = prompt.new_empty(self.key_value_shape)
@@ -92,13 +105,14 @@ class Prompt(nn.Module):
         Raises:
             ValueError: the other prompt does not fit.
         """
-        if self.layers != other.layers:
+        if self.layers != other.layers and self.config.depth == other.config.depth:
             raise ValueError(
                 f"start_from: expected a prompt with layers {self.layers}, got {other.layers}"
             )
         if self.gate is None and other.gate is not None:
             raise ValueError("start_from: expected a prompt with gate False, got True")
-        values = folded.key_value
+        self._require_like(other.config, "start_from", ("depth",))
+        values = folded.key_value if folded.embeddings is None else folded.embeddings
         if self.config.folds:
             self._require_like(other.config, "start_from", ("parametrization", "injection"))
             values = other.embedding
@@ -115,7 +129,8 @@ class Prompt(nn.Module):
         """Take the values of a text that the backbone has read.
 
         Args:
-            states: what each layer of the backbone got, (prompt_length, hidden_size).
+            states: what each layer of the backbone got, (prompt_length, hidden_size); for depth
+                "input" the tokens' embeddings alone.
             project: as in `forward`.
 
         Raises:
@@ -126,6 +141,8 @@ class Prompt(nn.Module):
                 "start_from_text: expected parametrization 'direct', got "
                 f"{self.config.parametrization!r}"
             )
+        if self.config.depth == "input":
+            self.embedding.copy_(states[0])
         for place, layer in enumerate(self.layers):
             own = states[layer]
             hidden = self.config.injection == "hidden-state"

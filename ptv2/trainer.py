@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +204,13 @@ class PromptTrainer(Trainer):
         self, features: list[dict[str, Any]], module: nn.Module
     ) -> tuple[float, list[list[Tensor]]]:
         """Loss, and the logits of each feature's sequences."""
-        sequences = [self.task.sequences(feature) for feature in features]
-        lengths = [len(one["input_ids"]) for group in sequences for one in group]
+        lengths = [self.task.lengths(feature) for feature in features]
         batch = self._prepare_inputs(self.data_collator(features))
         with self.compute_loss_context_manager():
             output = module(**batch)
-        rows = iter(split_logits(logits_of(output).float().cpu(), batch, lengths))
-        return float(output.loss), [[next(rows) for _ in group] for group in sequences]
+        flat = list(chain.from_iterable(lengths))
+        rows = iter(split_logits(logits_of(output).float().cpu(), batch, flat))
+        return float(output.loss), [[next(rows) for _ in group] for group in lengths]
 
 
 def logits_of(output: Any) -> Tensor:

@@ -73,12 +73,13 @@ class Variant:
     float32_pool: bool = False  # under 16-bit activations
     grad_lse: bool = False
     gated: bool = False
+    positions: bool = False
     needs: Needs = ALL
 
     def __str__(self) -> str:
         names = (
             *("packed", "masked", "dropout", "causal", "window", "shared"),
-            *("float32_pool", "grad_lse", "gated"),
+            *("float32_pool", "grad_lse", "gated", "positions"),
         )
         flags = [name for name in names if getattr(self, name)]
         if self.needs != ALL:
@@ -133,6 +134,7 @@ class Resources:
         if (
             multiplies
             and self.variant.dtype.itemsize == 2
+            and not self.variant.positions  # their tiles of 32 rows take the older one
             and limits.matrix_instruction not in self.matrix_instructions
         ):
             found.append(f"no {limits.matrix_instruction}")
@@ -171,6 +173,11 @@ def variants(fast: bool = False) -> list[Variant]:
             Variant(dtype, head_dim, dropout=True, gated=True, shared=shared, float32_pool=shared)
             for dtype, head_dim in ((half, 32), (half, 64), (half, 128), (torch.float32, 64))
             for shared in (False, True)
+        ),
+        *(
+            Variant(dtype, head_dim, masked=True, dropout=dropout, positions=True)
+            for dtype, head_dim in ((half, 64), (half, 32), (torch.float32, 64))
+            for dropout in (False, True)
         ),
         *(
             Variant(half, 64, masked=True, needs=Needs(*(i in indices for i in range(5))))
@@ -225,6 +232,8 @@ def compile_variant(
     cu_seqlens = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32)
     matrix = torch.zeros(*rows, heads, variant.head_dim, dtype=variant.dtype).transpose(1, 2)
     prefix = torch.zeros(pool, dtype=pool_dtype)
+    table = torch.zeros(512, heads, variant.head_dim, dtype=variant.dtype)
+    bucket = torch.zeros(2 * length - 1, dtype=torch.int32)
     inputs = Inputs(
         *(matrix, matrix, matrix, prefix, prefix),
         torch.zeros(pool[:2], dtype=pool_dtype) if variant.gated else None,
@@ -233,6 +242,7 @@ def compile_variant(
         torch.ones(rows, dtype=torch.bool) if variant.masked else None,
         cu_seqlens if variant.packed else None,
         torch.zeros(1, dtype=torch.int64) if variant.dropout else None,
+        *((table, table, bucket) if variant.positions else ()),
     )
     dropout_p, window = 0.1 if variant.dropout else 0.0, 8 if variant.window else None
     options = Options(dropout_p, 0.125, variant.causal, window, length)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import ops as ops
-from .arguments import Inputs
+from .arguments import Inputs, RelativePositions
 from .validation import (
     choose_implementation,
     validate_options,
@@ -28,6 +28,7 @@ def prefix_attention(
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
+    positions: RelativePositions | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     causal: bool = False,
@@ -55,6 +56,8 @@ def prefix_attention(
             pool. None: one prompt, the whole pool.
         key_mask: ``(batch, length)`` bool, True = attend; any pattern. What lies in masked
             positions, NaN included, reaches no output of another row and no gradient.
+        positions: scores of the distance between a row and an own column, as DeBERTa has them;
+            they get no gradient, and ``reach`` is at least ``length - 1``. None: none.
         dropout_p: probability of dropping an attention weight, in ``[0, 1)``; the mask is a
             function of (seed, sequence, head, row, column) with a seed from torch's generator.
         scale: factor of the scores. None: ``head_dim ** -0.5``.
@@ -78,8 +81,9 @@ def prefix_attention(
     inputs = Inputs(
         *(query, key, value, prefix_key, prefix_value, prefix_gate),
         *(prompt_ids, prompt_bounds, key_mask, None, None),
+        *(positions or ()),
     )
-    chosen = choose_implementation(impl, query)
+    chosen = choose_implementation(impl, inputs)
     validate_padded(inputs)
     out, lse = _attend(inputs, dropout_p, scale, causal, window, query.shape[2], chosen)
     return (out, lse) if return_lse else out
@@ -98,6 +102,7 @@ def prefix_attention_varlen(
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
+    positions: RelativePositions | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     causal: bool = False,
@@ -118,7 +123,7 @@ def prefix_attention_varlen(
             NaN.
         prompt_ids: ``(sequences,)``.
         key_mask: ``(tokens,)`` bool.
-        prefix_gate, prompt_bounds, dropout_p, scale, causal, window, impl: as in
+        prefix_gate, prompt_bounds, positions, dropout_p, scale, causal, window, impl: as in
             `prefix_attention`; the rows, columns and dropout masks of a sequence do not depend on
             where it lies.
         return_lse: also return the log-sum-exp, ``(heads, tokens)``.
@@ -134,8 +139,9 @@ def prefix_attention_varlen(
     inputs = Inputs(
         *(query, key, value, prefix_key, prefix_value, prefix_gate),
         *(prompt_ids, prompt_bounds, key_mask, cu_seqlens, None),
+        *(positions or ()),
     )
-    chosen = choose_implementation(impl, query)
+    chosen = choose_implementation(impl, inputs)
     validate_packed(inputs, max_seqlen)
     entry = inputs._replace(
         query=query.transpose(0, 1)[None],

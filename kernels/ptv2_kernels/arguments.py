@@ -24,11 +24,26 @@ class Inputs(NamedTuple):
     key_mask: Tensor | None  # (batch, length)
     cu_seqlens: Tensor | None
     seed: Tensor | None  # (1,) int64; None: no dropout
+    position_key: Tensor | None = None  # (buckets, heads, head_dim), as RelativePositions has them
+    position_query: Tensor | None = None
+    position_bucket: Tensor | None = None  # (2 * reach + 1,)
 
     @property
     def sequences(self) -> int:
         """How many sequences attend."""
         return len(self.query if self.cu_seqlens is None else self.cu_seqlens[1:])
+
+
+class RelativePositions(NamedTuple):
+    """Disentangled position scores (He et al. 2021, arXiv:2006.03654), of frozen embeddings.
+
+    Between row ``i`` and own column ``j`` the score is ``scale * (q_i k_j + q_i key[b] +
+    k_j query[b])`` with ``b = bucket[i - j + reach]``; the prompt's columns have none.
+    """
+
+    key: Tensor | None  # (buckets, heads, head_dim); None: no such term
+    query: Tensor | None
+    bucket: Tensor  # (2 * reach + 1,) int32, of every distance from -reach to reach
 
 
 class Options(NamedTuple):

@@ -47,6 +47,8 @@ def launch_backward(
         return grads + prefix_grads
     launch = Launch(inputs, options)
     tiles = select_tiles(launch.head_dim, query.dtype, inputs.seed is not None, query.device)
+    if launch.positions is not None:
+        tiles = tiles.with_positions(launch.head_dim, query.dtype)
     short = tiles.short_grad_for(options.max_length)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()

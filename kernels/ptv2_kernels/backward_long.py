@@ -7,6 +7,7 @@ from torch import Tensor
 from .arguments import Needs, RowState
 from .dropout import OWN_COLUMN_OFFSET, drop, dropout_keep
 from .launch import Launch
+from .positions import add_to_key_grad, add_to_query_grad, position_scores
 from .primitives import (
     LN_2,
     attended,
@@ -52,11 +53,12 @@ def _delta_kernel(
 
 
 @triton.jit
-def _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION: tl.constexpr):
-    """dQ plus the share dS K of one tile of keys and values, without the scale."""
+def _add_query_grad(dq, k, v, do, weights, keep, delta, dropout, PRECISION: tl.constexpr):
+    """dQ plus the share dS K of one tile of keys and values, without the scale; and dS."""
     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     score_grad = score_gradient(weights, weight_grad, keep, delta[:, None], dropout)
-    return tl.dot(score_grad.to(k.dtype), k, dq, input_precision=PRECISION)
+    score_grad = score_grad.to(k.dtype)
+    return tl.dot(score_grad, k, dq, input_precision=PRECISION), score_grad
 
 
 @triton.jit(
@@ -65,7 +67,7 @@ def _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION: t
 def _query_grad_kernel(
     grad_out, query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
     cu_seqlens_ptr, sequences, heads, length, prompt_ids_ptr, prompt_bounds_ptr, pool_rows,
-    key_mask_ptr, dropout, lse_ptr, delta_ptr, grad_query, score_scale, window,
+    key_mask_ptr, positions, dropout, lse_ptr, delta_ptr, grad_query, score_scale, window,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -102,7 +104,9 @@ def _query_grad_kernel(
                 q, k, gate, seen[None, :], lse[:, None], score_scale, PRECISION
             )
             weights = gated(ungated, gate)
-            dq = _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION)
+            dq, score_grad = _add_query_grad(
+                dq, k, v, do, weights, keep, delta, dropout, PRECISION
+            )
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
@@ -112,8 +116,15 @@ def _query_grad_kernel(
         v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
         visible = own_visible(seen[None, :], rows[:, None], columns[None, :], window, CAUSAL)
         keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-        weights = recompute_weights(q, k, visible, lse[:, None], score_scale, PRECISION)
-        dq = _add_query_grad(dq, q, k, v, do, weights, keep, delta, dropout, PRECISION)
+        added = position_scores(
+            q, k, positions, head, first_row, first, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, PRECISION
+        )
+        weights = recompute_weights(q, k, added, visible, lse[:, None], score_scale, PRECISION)
+        dq, score_grad = _add_query_grad(dq, k, v, do, weights, keep, delta, dropout, PRECISION)
+        dq = add_to_query_grad(
+            dq, score_grad, positions, head, first_row, first, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D,
+            PRECISION,
+        )  # fmt: skip
 
     dq *= score_scale * LN_2
     if key_mask_ptr is not None:
@@ -125,7 +136,8 @@ def _query_grad_kernel(
 @triton.jit(do_not_specialize=["sequences", "heads", "length", "score_scale", "window"])
 def _key_value_grad_kernel(
     grad_out, query, key, value, cu_seqlens_ptr, sequences, heads, length,
-    key_mask_ptr, dropout, lse_ptr, delta_ptr, grad_key, grad_value, score_scale, window,
+    key_mask_ptr, positions, dropout, lse_ptr, delta_ptr, grad_key, grad_value,
+    score_scale, window,
     NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -156,7 +168,12 @@ def _key_value_grad_kernel(
         lse = load_lse(lse_ptr, own, rows)
         visible = own_visible(seen[:, None], rows[None, :], columns[:, None], window, CAUSAL)
         keep = tl.trans(dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N))
-        weights = recompute_weights(k, q, visible, lse[None, :], score_scale, PRECISION)
+        added = position_scores(
+            q, k, positions, head, first_row, first, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, PRECISION
+        )
+        if added is not None:
+            added = tl.trans(added)
+        weights = recompute_weights(k, q, added, visible, lse[None, :], score_scale, PRECISION)
         if NEEDS_VALUE:
             kept = drop(weights, keep, dropout).to(do.dtype)
             dv = tl.dot(kept, do, dv, input_precision=PRECISION)
@@ -164,7 +181,12 @@ def _key_value_grad_kernel(
             delta = load_delta(delta_ptr, own, rows)[None, :]
             weight_grad = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
-            dk = tl.dot(score_grad.to(q.dtype), q, dk, input_precision=PRECISION)
+            score_grad = score_grad.to(q.dtype)
+            dk = tl.dot(score_grad, q, dk, input_precision=PRECISION)
+            dk = add_to_key_grad(
+                dk, score_grad, positions, head, first_row, first, BLOCK_M, BLOCK_N, HEAD_DIM,
+                BLOCK_D, PRECISION,
+            )  # fmt: skip
 
     inside = columns < rows_end
     if NEEDS_KEY:
@@ -190,7 +212,7 @@ def launch_query_grad(launch: Launch, rows: RowState, grad: Tensor | None, tile:
     _query_grad_kernel[(launch.blocks(tile.block_m),)](
         launch.matrix(rows.grad_out), *launch.matrices, launch.gate,
         launch.cu_seqlens, *launch.counts, *launch.prompts, launch.pool_rows,
-        launch.mask, launch.dropout, rows.lse, rows.delta, launch.matrix(grad),
+        launch.mask, launch.positions, launch.dropout, rows.lse, rows.delta, launch.matrix(grad),
         launch.score_scale, launch.window,
         HAS_PREFIX=launch.pool_rows > 0, CAUSAL=launch.options.causal, **launch.constants,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_P=tile.block_p, **tile.launch_options,
@@ -203,8 +225,8 @@ def launch_key_value_grad(
     """Fill the gradients of the sequence's keys and values, each if needed."""
     _key_value_grad_kernel[(launch.blocks(tile.block_n),)](
         launch.matrix(rows.grad_out), *launch.matrices[:3],
-        launch.cu_seqlens, *launch.counts, launch.mask, launch.dropout, rows.lse, rows.delta,
-        *map(launch.matrix, grads), launch.score_scale, launch.window,
+        launch.cu_seqlens, *launch.counts, launch.mask, launch.positions, launch.dropout,
+        rows.lse, rows.delta, *map(launch.matrix, grads), launch.score_scale, launch.window,
         NEEDS_KEY=needs.key, NEEDS_VALUE=needs.value, CAUSAL=launch.options.causal,
         **launch.constants, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **tile.launch_options,
     )  # fmt: skip

@@ -121,7 +121,7 @@ def _short_grad_kernel(
                 )
                 k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
                 keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-                weights = recompute_weights(q, k, visible, lse, score_scale, PRECISION)
+                weights = recompute_weights(q, k, None, visible, lse, score_scale, PRECISION)
                 if NEEDS_VALUE:
                     kept = drop(weights, keep, dropout).to(do.dtype)
                     dv = tl.dot(tl.trans(do), kept, input_precision=PRECISION) * dropout[2]

@@ -12,6 +12,7 @@ from torch import Tensor
 from .arguments import Inputs, Options
 from .dropout import OWN_COLUMN_OFFSET, dropout_keep
 from .launch import Launch
+from .positions import position_scores
 from .primitives import (
     LN_2,
     attend_tile,
@@ -31,13 +32,14 @@ from .tiling import select_tiles
 
 @triton.jit
 def _attend_own(
-    state, q, key, value, own, key_mask_ptr, rows, first, window, dropout, score_scale,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    state, q, key, value, positions, own, key_mask_ptr, first_row, first, window, dropout,
+    score_scale, MASKED: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One step over BLOCK_N own columns; if not MASKED, every row sees all of them."""
     sequence, head, start, _, _, _ = own
     place = (sequence, head, start)
+    rows = first_row + tl.arange(0, BLOCK_M)
     columns = first + tl.arange(0, BLOCK_N)
     seen = None
     visible = None
@@ -47,7 +49,10 @@ def _attend_own(
     k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
     v = load_tile(value, place, columns, seen, HEAD_DIM, BLOCK_D)
     keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
-    return attend_tile(state, q, k, v, None, visible, keep, dropout, score_scale, PRECISION)
+    added = position_scores(
+        q, k, positions, head, first_row, first, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, PRECISION
+    )
+    return attend_tile(state, q, k, v, added, None, visible, keep, dropout, score_scale, PRECISION)
 
 
 @triton.jit(
@@ -56,7 +61,7 @@ def _attend_own(
 def _forward_kernel(
     query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
     cu_seqlens_ptr, sequences, heads, length,
-    prompt_ids_ptr, prompt_bounds_ptr, pool_rows, key_mask_ptr, dropout, out, lse_ptr,
+    prompt_ids_ptr, prompt_bounds_ptr, pool_rows, key_mask_ptr, positions, dropout, out, lse_ptr,
     score_scale, window,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -91,7 +96,7 @@ def _forward_kernel(
             keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
             state = (row_max, row_sum, accumulator)
             row_max, row_sum, accumulator = attend_tile(
-                state, q, k, v, gate, seen[None, :], keep, dropout, score_scale, PRECISION
+                state, q, k, v, None, gate, seen[None, :], keep, dropout, score_scale, PRECISION
             )
 
     begin, end = column_range(first_row, rows_end, window, CAUSAL, BLOCK_M, BLOCK_N)
@@ -103,15 +108,16 @@ def _forward_kernel(
         for first in range(begin, whole, BLOCK_N):
             state = (row_max, row_sum, accumulator)
             row_max, row_sum, accumulator = _attend_own(
-                state, q, key, value, own, key_mask_ptr, rows, first, window, dropout, score_scale,
-                False, CAUSAL, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_N,
+                state, q, key, value, positions, own, key_mask_ptr, first_row, first, window,
+                dropout, score_scale, False, CAUSAL, PRECISION,
+                HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
             )  # fmt: skip
         begin = whole
     for first in range(begin, end, BLOCK_N):
         state = (row_max, row_sum, accumulator)
         row_max, row_sum, accumulator = _attend_own(
-            state, q, key, value, own, key_mask_ptr, rows, first, window, dropout, score_scale,
-            True, CAUSAL, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_N,
+            state, q, key, value, positions, own, key_mask_ptr, first_row, first, window, dropout,
+            score_scale, True, CAUSAL, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
     saw_nothing = row_sum == 0.0
@@ -132,11 +138,14 @@ def launch_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     if out.numel() == 0:
         return out, lse
     launch = Launch(inputs, options)
-    tile = select_tiles(head_dim, query.dtype, inputs.seed is not None, query.device).forward
+    tiles = select_tiles(head_dim, query.dtype, inputs.seed is not None, query.device)
+    if launch.positions is not None:
+        tiles = tiles.with_positions(head_dim, query.dtype)
+    tile = tiles.forward
     with torch.cuda.device_of(query):
         _forward_kernel[(launch.blocks(tile.block_m),)](
             *launch.matrices, launch.gate, launch.cu_seqlens, *launch.counts, *launch.prompts,
-            launch.pool_rows, launch.mask, launch.dropout, launch.matrix(out),
+            launch.pool_rows, launch.mask, launch.positions, launch.dropout, launch.matrix(out),
             lse, launch.score_scale, launch.window, HAS_PREFIX=launch.pool_rows > 0,
             CAUSAL=options.causal, **launch.constants, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_P=tile.block_p, **tile.launch_options,

@@ -32,6 +32,7 @@ class Launch:
         mask = contiguous(inputs.key_mask)
         self.mask = None if mask is None else mask.view(torch.uint8)
         self.dropout = dropout_argument(options.dropout_p, inputs.seed)
+        self.positions = self._positions()
         self.score_scale = options.scale * LOG2_E.value
         window = options.window
         self.window = None if window is None else min(window, self.length)
@@ -54,6 +55,13 @@ class Launch:
         if len(strides) == 3:
             return x, 0, strides[1], strides[0]
         return x, 0 if self.packed else strides[0], strides[1], strides[2]
+
+    def _positions(self) -> tuple[Any, ...] | None:
+        bucket = contiguous(self.inputs.position_bucket)
+        if bucket is None:
+            return None
+        tables = self.inputs.position_key, self.inputs.position_query
+        return *map(self.matrix, tables), bucket, len(bucket) // 2
 
     def blocks(self, size: int) -> int:
         """Programs that own `size` rows of a sequence and head each, as `locate_block` counts."""

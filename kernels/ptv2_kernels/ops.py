@@ -16,7 +16,8 @@ IMPLEMENTATIONS = ("triton", "native", "reference")
 # As in Inputs and Options, and in their order; what the backward may lack is optional there.
 _OPTIONAL = (
     "Tensor? prefix_gate, Tensor? prompt_ids, Tensor? prompt_bounds, Tensor? key_mask, "
-    "Tensor? cu_seqlens, Tensor? seed"
+    "Tensor? cu_seqlens, Tensor? seed, "
+    "Tensor? position_key, Tensor? position_query, Tensor? position_bucket"
 )
 _OPTIONS = "float dropout_p, float scale, bool causal, int? window, SymInt max_length, str impl"
 _INPUTS, _GRADIENTS = len(Inputs._fields), len(Needs._fields)

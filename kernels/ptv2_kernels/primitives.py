@@ -244,16 +244,20 @@ def load_gate(gates, place, columns, seen, precision: tl.constexpr):
 
 @triton.jit
 def attend_tile(
-    state, query, key, value, gate, visible, keep, dropout, score_scale, PRECISION: tl.constexpr
-):
+    state, query, key, value, added, gate, visible, keep, dropout, score_scale,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """One step of the online softmax over a tile of keys and values: [BLOCK_N, BLOCK_D].
 
     `state` is (row maximum, row sum, accumulator [BLOCK_M, BLOCK_D]). Dropout acts on the weights
     after they are summed. `visible` None: every row sees every key, with the same bits as if it
-    said so. `gate` None: as if all were 1.
+    said so. `added` joins the products, and `gate` None is as if all were 1.
     """
     row_max, row_sum, accumulator = state
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    if added is not None:
+        scores += added
+    scores *= score_scale
     if gate is not None:
         log_gate = tl.math.log2(tl.where(gate > 0, gate, 1.0))
         scores += tl.where(gate > 0, log_gate, -float("inf"))
@@ -273,9 +277,12 @@ def attend_tile(
 
 
 @triton.jit
-def recompute_weights(left, right, visible, lse, score_scale, PRECISION: tl.constexpr):
+def recompute_weights(left, right, added, visible, lse, score_scale, PRECISION: tl.constexpr):
     """A tile of P, or of its transpose if `left` holds the keys; visible, lse broadcast to it."""
-    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION) * score_scale
+    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    if added is not None:
+        scores += added
+    scores *= score_scale
     return tl.where(visible, tl.math.exp2(scores - lse), 0.0)
 
 

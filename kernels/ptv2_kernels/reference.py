@@ -5,6 +5,7 @@ For a sequence with queries Q, keys K, values V and a prompt with keys Kp, value
     S = scale * Q [Kp; K]^T        out = softmax(S + mask) [Vp; V]
 
 A gate multiplies the exponentials of the prompt's scores: log(gate) is added to its columns of S.
+Relative positions add their terms to the sequence's own columns of S alone.
 
 The prompt and the sequence stay two blocks with one softmax state. Sequences that share a prompt
 are folded into one matrix product with it, so neither the prompt nor a mask is ever expanded over
@@ -61,6 +62,44 @@ class Rows(NamedTuple):
     visible: Tensor | None  # broadcasts to (rows, heads, length, length); None: everything
     prefix_keep: Tensor | None  # (rows, heads, length, prompt_length), 0 or 1 / keep rate
     own_keep: Tensor | None  # (rows, heads, length, length)
+    positions: "Positions | None"
+
+
+class Positions(NamedTuple):
+    """The position terms between the rows and columns of one length."""
+
+    key: Tensor | None  # (heads, buckets, head_dim)
+    query: Tensor | None
+    bucket: Tensor  # (length, length), of row and column
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """(rows, heads, length, length), without the scale."""
+        rows, heads, length, _ = query.shape
+        total = query.new_zeros(rows, heads, length, length)
+        index = self.bucket.expand(rows, heads, -1, -1)
+        if self.key is not None:
+            total += (query @ self.key.transpose(-1, -2)).gather(-1, index)
+        if self.query is not None:
+            of_columns = (key @ self.query.transpose(-1, -2)).gather(-1, index.transpose(-1, -2))
+            total += of_columns.transpose(-1, -2)
+        return total
+
+    def query_gradient(self, score_gradient: Tensor) -> Tensor | float:
+        """What the scores' gradient (rows, heads, length, length) gives to the queries."""
+        return 0.0 if self.key is None else self._summed(score_gradient, self.bucket) @ self.key
+
+    def key_gradient(self, score_gradient: Tensor) -> Tensor | float:
+        """What it gives to the keys."""
+        if self.query is None:
+            return 0.0
+        return self._summed(score_gradient.transpose(-1, -2), self.bucket.T) @ self.query
+
+    def _summed(self, gradient: Tensor, bucket: Tensor) -> Tensor:
+        """The gradient summed over the places of each bucket: (rows, heads, length, buckets)."""
+        table = self.key if self.key is not None else self.query
+        assert table is not None
+        sums = gradient.new_zeros(*gradient.shape[:3], table.shape[1])
+        return sums.scatter_add_(-1, bucket.expand_as(gradient), gradient)
 
 
 def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -152,9 +191,14 @@ def reference_backward(
                 dp = d_out @ rows.value.transpose(-1, -2)
                 ds = p.mul_(_dropped(dp, rows.own_keep).sub_(delta)).mul_(scale)
                 if key_grad is not None:
-                    rows.place.put(key_grad, ds.transpose(-1, -2) @ rows.query)
+                    d_key = ds.transpose(-1, -2) @ rows.query
+                    if rows.positions is not None:
+                        d_key += rows.positions.key_gradient(ds)
+                    rows.place.put(key_grad, d_key)
                 if needs.query:
                     d_query += ds @ rows.key
+                    if rows.positions is not None:
+                        d_query += rows.positions.query_gradient(ds)
         if query_grad is not None:
             rows.place.put(query_grad, d_query)
     if inputs.key_mask is not None and query_grad is not None:
@@ -202,7 +246,8 @@ def _by_prompt(inputs: Inputs, options: Options) -> Iterator[Rows]:
             log_gate = prefix_gate[start:end].to(precision).log().transpose(0, 1)[:, None]
         visible = _visible(key_mask, place, length, options, device)
         matrices = (own[0], own[1], own[2], pool[0], pool[1], log_gate)
-        yield Rows(place, start, end, *matrices, visible, prefix_keep, own_keep)
+        positions = _positions(inputs, length, precision)
+        yield Rows(place, start, end, *matrices, visible, prefix_keep, own_keep, positions)
 
 
 def _groups(inputs: Inputs) -> dict[tuple[int, int], list[int]]:
@@ -249,6 +294,19 @@ def _visible(
     return visible
 
 
+def _positions(inputs: Inputs, length: int, precision: torch.dtype) -> Positions | None:
+    bucket = inputs.position_bucket
+    if bucket is None:
+        return None
+    place = torch.arange(length, device=bucket.device)
+    distance = place[:, None] - place  # row - column
+    tables = [
+        x if x is None else x.to(precision).transpose(0, 1)
+        for x in (inputs.position_key, inputs.position_query)
+    ]
+    return Positions(tables[0], tables[1], bucket.long()[distance + len(bucket) // 2])
+
+
 def _prefix_scores(rows: Rows, scale: float) -> Tensor:
     """(rows, heads, length, prompt_length)."""
     return _times_prompt(rows.query, rows.prefix_key.transpose(-1, -2)).mul_(scale)
@@ -260,7 +318,10 @@ def _gated(rows: Rows, prefix_scores: Tensor) -> Tensor:
 
 def _own_scores(rows: Rows, scale: float) -> Tensor:
     """(rows, heads, length, length), -inf where a column is not visible."""
-    scores = (rows.query @ rows.key.transpose(-1, -2)).mul_(scale)
+    scores = rows.query @ rows.key.transpose(-1, -2)
+    if rows.positions is not None:
+        scores += rows.positions.scores(rows.query, rows.key)
+    scores = scores.mul_(scale)
     return scores if rows.visible is None else scores.masked_fill_(~rows.visible, float("-inf"))
 
 

@@ -50,6 +50,19 @@ class Tiles:
     prefix_grad: Tile
     short_grad: Tile | None  # of the one kernel for sequences of at most block_m rows, if it pays
 
+    def with_positions(self, head_dim: int, dtype: torch.dtype) -> "Tiles":
+        """The same where scores of positions are added, whose products take registers."""
+        rows = 32 if head_dim <= 64 and dtype.itemsize == 2 else 16
+        sizes: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "max_registers": 255}
+        by_rows = {"block_m": rows, "block_n": 16, **sizes}
+        return replace(
+            self,
+            forward=replace(self.forward, **by_rows),
+            query_grad=replace(self.query_grad, **by_rows),
+            key_value_grad=replace(self.key_value_grad, block_m=16, block_n=rows, **sizes),
+            short_grad=None,
+        )
+
     def short_grad_for(self, max_length: int) -> Tile | None:
         """The tile of the kernel for short sequences, if these are short enough."""
         if self.short_grad is None or max_length > self.short_grad.block_m:

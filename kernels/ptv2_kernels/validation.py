@@ -34,6 +34,7 @@ def validate_padded(inputs: Inputs) -> None:
     query = inputs.query
     require(query.dim() == 4, "query", "(batch, heads, length, head_dim)", tuple(query.shape))
     _validate_matrices(inputs, heads=query.shape[1])
+    _validate_positions(inputs, query.shape[2])
     _validate_mask(inputs.key_mask, (query.shape[0], query.shape[2]))
     _validate_prompts(inputs)
 
@@ -57,6 +58,7 @@ def validate_packed(inputs: Inputs, max_seqlen: int | None) -> None:
     )
     require(max_seqlen is None or max_seqlen >= 0, "max_seqlen", "an int >= 0 or None", max_seqlen)
     _validate_matrices(inputs, heads=query.shape[1])
+    _validate_positions(inputs, query.shape[0] if max_seqlen is None else max_seqlen)
     _validate_mask(inputs.key_mask, (query.shape[0],))
     if _values_are_at_hand(query):
         _validate_lengths(cu_seqlens, query.shape[0], max_seqlen)
@@ -70,13 +72,16 @@ def validate_options(dropout_p: float, scale: float | None, window: int | None) 
     require(window is None or window >= 0, "window", "an int >= 0 or None", window)
 
 
-def choose_implementation(impl: str, query: Tensor) -> str:
+def choose_implementation(impl: str, inputs: Inputs) -> str:
     """The implementation's name; an explicit choice is kept or refused.
 
     Raises:
         NotImplementedError: it does not exist here or cannot take the inputs.
     """
+    query = inputs.query
     match impl:
+        case "auto" if inputs.position_bucket is not None and not query.is_cuda:
+            return "reference"
         case "auto":
             return _fastest(query)
         case "reference":
@@ -86,6 +91,10 @@ def choose_implementation(impl: str, query: Tensor) -> str:
             return impl
         case "native":
             _require_native(query)
+            if inputs.position_bucket is not None:
+                raise NotImplementedError(
+                    "positions: impl 'native' has none, expected impl 'reference' or 'triton'"
+                )
             return impl
     raise ValueError(f"impl: expected 'auto', 'triton', 'native' or 'reference', got {impl!r}")
 
@@ -193,6 +202,56 @@ def _validate_matrices(inputs: Inputs, heads: int) -> None:
             name,
             "a last stride of 1",
             x.stride(),
+        )
+
+
+def _validate_positions(inputs: Inputs, length: int) -> None:
+    bucket, query = inputs.position_bucket, inputs.query
+    if bucket is None:
+        return
+    require(
+        bucket.dim() == 1 and len(bucket) % 2 == 1 and bucket.dtype == torch.int32,
+        "positions.bucket",
+        "(2 * reach + 1,) int32",
+        lambda: f"{tuple(bucket.shape)} {bucket.dtype}",
+    )
+    require(
+        len(bucket) // 2 >= length - 1,
+        "positions.bucket",
+        lambda: f"a reach of at least {length - 1}, the longest sequence's",
+        lambda: len(bucket) // 2,
+    )
+    tables = {"key": inputs.position_key, "query": inputs.position_query}
+    for name, x in tables.items():
+        if x is not None:
+            require(
+                x.dim() == 3 and x.shape[1:] == inputs.prefix_key.shape[1:],
+                f"positions.{name}",
+                lambda: f"(buckets, heads, head_dim) {tuple(inputs.prefix_key.shape[1:])}",
+                tuple(x.shape),
+            )
+            require(
+                x.dtype in (query.dtype, torch.float32),
+                f"positions.{name}",
+                f"query's dtype {query.dtype} or torch.float32",
+                x.dtype,
+            )
+            require(
+                not x.requires_grad,
+                f"positions.{name}",
+                "a tensor without requires_grad: it gets no gradient",
+                "one with it",
+            )
+    counts = {len(x) for x in tables.values() if x is not None}
+    require(len(counts) == 1, "positions", "tables of as many buckets, at least one", counts)
+    if _values_are_at_hand(query):
+        low, high = (int(x) for x in bucket.aminmax())
+        count = counts.pop()
+        require(
+            low >= 0 and high < count,
+            "positions.bucket",
+            f"values from 0 to {count - 1}",
+            f"{low} to {high}",
         )
 
 

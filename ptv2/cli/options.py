@@ -55,6 +55,7 @@ TASK_OPTIONS: dict[str, tuple[type, str]] = {
     "context_column": (str, "Column with the context, if not context."),
     "answers_column": (str, "Column with the answers, if not answers."),
     "choices_column": (str, "Column with the list of choices, if not choices."),
+    "image_column": (str, "Column with the path of the image, if not image."),
     "stride": (int, "Tokens that the windows of a long input share."),
 }
 """The fields of tasks that a command line may set, for all kinds of task together."""

@@ -18,16 +18,14 @@ from .options import option, reports_errors
 def info(prompt: Annotated[Path, typer.Argument(help="Directory of a saved prompt.")]) -> None:
     """Show what a saved prompt is."""
     asset = read_asset(prompt)
-    layers, _, heads, length, head_dim = asset.tensors["key_value"].shape
     total = sum(x.numel() for x in asset.tensors.values())
     head = sum(x.numel() for key, x in asset.tensors.items() if key.startswith("head."))
-    parts = "keys, values and gates" if asset.config.gate else "keys and values"
     rows = {
         "name": asset.name,
         "task": asset.config.task,
         "labels": ", ".join(asset.config.labels),
         "backbone": f"{asset.backbone['name_or_path']} ({asset.backbone['model_type']})",
-        "prompt": f"{length} {parts}, {layers} layers, {heads} heads of size {head_dim}",
+        "prompt": asset.form,
         "trained as": f"{asset.config.parametrization}, {asset.config.injection}",
         "parameters": f"{total - head:,} prompt, {head:,} head",
         "size": f"{4 * total / 1000:,.0f} kB",

@@ -83,6 +83,9 @@ def train(
     start_from_text: Annotated[
         str | None, option("A text whose keys and values it starts with.")
     ] = None,
+    depth: Annotated[
+        str, option("layers; or input, for comparison with prompt tuning and P-tuning.")
+    ] = PromptConfig.depth,
     layers: Annotated[str | None, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
     init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
         PromptConfig.init_std
@@ -163,7 +166,8 @@ def train(
         load_data(validation, validation_split, "validation"),
     )
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
-    longest = predictor.length_beside(position_offset)
+    taken = prompt_length if depth == "input" else position_offset
+    longest = predictor.length_beside(taken)
     reader = make_task(task, predictor.tokenizer, max_length=longest, **own)
     reader = reader.fit_labels(*parts)
     prompt = {
@@ -172,6 +176,7 @@ def train(
         "prompt_length": prompt_length,
         "parametrization": parametrization,
         "injection": injection,
+        "depth": depth,
         "layers": None if layers is None else layer_numbers(layers),
         "init_std": init_std,
         "network_size": network_size,

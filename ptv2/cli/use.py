@@ -103,12 +103,16 @@ def predict(
     inputs = {
         key: column
         for reader in readers.values()
-        for key in ("text", "text_pair", "tokens", "question")
+        for key in ("text", "text_pair", "tokens", "question", "image")
         if (column := getattr(reader, f"{key}_column", None)) is not None
     }
     lines = []
     for place, example in enumerate(examples):
-        line: dict[str, Any] = {key: example[column] for key, column in inputs.items()}
+        line: dict[str, Any] = {
+            key: value
+            for key, column in inputs.items()
+            if isinstance(value := example[column], str | list)  # an image has no JSON
+        }
         line["answers"] = {
             name: answers[place + i * len(examples)] for i, name in enumerate(names)
         }
@@ -118,7 +122,7 @@ def predict(
 
 def typed_examples(text: list[str], text_pair: list[str] | None) -> Dataset:
     """Texts as data, in the columns that every kind of task reads unless told otherwise."""
-    columns = dict.fromkeys(("text", "tokens", "question"), text)
+    columns = dict.fromkeys(("text", "tokens", "question", "image"), text)
     if text_pair:
         columns |= dict.fromkeys(("text_pair", "context"), text_pair)
     return Dataset.from_dict(columns)

@@ -4,6 +4,7 @@ Positions are not moved there. A classifier of two layers has tanh or gelu betwe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,7 @@ def import_adapters(
     settings = _require_prefix(model, description)
     tensors = read_tensors(directory, ("adapter.safetensors", "pytorch_adapter.bin"))
     layers = [i for i in range(model.geometry.layers) if i not in settings.get("leave_out", [])]
-    geometry = Geometry(
-        len(layers), model.geometry.heads, model.geometry.head_dim, model.geometry.hidden_size
-    )
+    geometry = replace(model.geometry, layers=len(layers))
     prompt, form = _read_prompt(_own_part(tensors, description["name"]), settings, geometry)
     kind, head, fields = _read_head(directory, labels)
     config = PromptConfig(

@@ -147,7 +147,7 @@ def _require_exportable(model: PromptModel, config: PromptConfig) -> None:
         )
     if config.task not in _KINDS.values():
         raise ValueError(f"task: PEFT has no {config.task}, expected {', '.join(_KINDS.values())}")
-    expected: dict[str, Any] = {"gate": False, "position_offset": length}
+    expected: dict[str, Any] = {"depth": "layers", "gate": False, "position_offset": length}
     if config.task == "sequence-classification":
         expected |= {"pooling": "first"}
     if config.task != "feature-extraction":

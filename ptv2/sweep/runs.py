@@ -155,6 +155,8 @@ def _check_run(run: Run) -> None:
         expected, got = getattr(run.task, name), getattr(run.prompt, name)
         if got != expected:
             raise ValueError(f"prompt: expected {name} {expected} for {run.name!r}, got {got}")
+    if run.prompt.depth == "input":
+        raise ValueError(f"depth: a batch of a sweep is mixed, expected 'layers' for {run.name!r}")
     if run.train.precision == "fp16":
         raise ValueError("precision: a sweep scales no losses, expected fp32 or bf16, got fp16")
     if run.train.compile:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from .collate import Collator
 from .data import load_data
 from .feature_extraction import FeatureExtraction
+from .image_classification import ImageClassification
 from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
 from .sequence_classification import SequenceClassification
@@ -17,6 +16,7 @@ __all__ = [
     "TASKS",
     "Collator",
     "FeatureExtraction",
+    "ImageClassification",
     "MultipleChoice",
     "QuestionAnswering",
     "SequenceClassification",
@@ -33,12 +33,13 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         QuestionAnswering,
         MultipleChoice,
+        ImageClassification,
         FeatureExtraction,
     )
 }
 
 
-def make_task(kind: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Task:
+def make_task(kind: str, tokenizer: Any, **options: Any) -> Task:
     """A task of a kind in `TASKS`; the options are its class's other arguments.
 
     Raises:

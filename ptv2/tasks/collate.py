@@ -26,7 +26,7 @@ class Collator:
     def __call__(self, features: Sequence[Feature]) -> dict[str, Any]:
         sequences = [sequence for feature in features for sequence in self.task.sequences(feature)]
         choices = len(sequences) // len(features)
-        batch = pack(sequences) if self.packing else self._pad(sequences)
+        batch = pack(sequences) if self.packing else pad(self.task, sequences)
         if self.task.kind == "multiple-choice":
             if self.packing:
                 batch["choices"] = choices
@@ -37,10 +37,6 @@ class Collator:
                 batch[name] = self._labels([feature[name] for feature in features])
         return batch
 
-    def _pad(self, sequences: list[Feature]) -> dict[str, Any]:
-        pad = self.task.tokenizer.pad
-        return dict(pad(sequences, padding_side="right", return_tensors="pt"))
-
     def _labels(self, labels: list[Any]) -> Tensor:
         if not self.task.token_labels:
             return torch.tensor(labels)
@@ -50,8 +46,17 @@ class Collator:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
 
+def pad(task: Task, sequences: Sequence[Feature]) -> dict[str, Any]:
+    """Model inputs (rows, length), filled up on the right; or images of one size."""
+    if "pixel_values" in sequences[0]:
+        return {"pixel_values": torch.stack([s["pixel_values"] for s in sequences])}
+    return dict(task.tokenizer.pad(sequences, padding_side="right", return_tensors="pt"))
+
+
 def pack(sequences: Sequence[Feature]) -> dict[str, Any]:
     """Model inputs (1, tokens), `cu_seqlens` (sequences + 1,) int32 and `max_seqlen`."""
+    if "pixel_values" in sequences[0]:
+        raise ValueError("packing: images of one size need none, expected False")
     lengths = [len(sequence["input_ids"]) for sequence in sequences]
     names = [name for name in sequences[0] if name != "attention_mask"]
     return {

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 Feature = dict[str, Any]
 """What a batch takes at once: a text, a window of a long one, or all choices of a question."""
@@ -19,13 +18,13 @@ class Task(ABC):
     """One kind of task; a subclass adds the columns it reads.
 
     Args:
-        tokenizer: the backbone's tokenizer.
+        tokenizer: the backbone's tokenizer; for images its image processor.
         labels: names, in the order of the logits; empty until `fit_labels`.
         max_length: longest input in tokens; what is longer is split or cut, and a cut is said.
             None: what the tokenizer allows.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     labels: tuple[str, ...] = ()
     max_length: int | None = None
 
@@ -73,6 +72,10 @@ class Task(ABC):
         """The model inputs of each sequence that a feature has: one, or one a choice."""
         names = self.tokenizer.model_input_names
         return [{name: feature[name] for name in names if name in feature}]
+
+    def lengths(self, feature: Feature) -> list[int]:
+        """The tokens of each of the sequences."""
+        return [len(sequence["input_ids"]) for sequence in self.sequences(feature)]
 
     @abstractmethod
     def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:

@@ -1,0 +1,234 @@
+"""Scores of relative positions against the textbook form."""
+
+import pytest
+import torch
+
+from ptv2_kernels import RelativePositions, prefix_attention, prefix_attention_varlen
+from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, pack, relative_l2
+
+MIXED = dict(prompts=(5, 0, 3), mixed=True, masked=True, batch=6)
+CASES = {
+    "plain": ({"length": 13}, {}),
+    "mixed": (MIXED, {}),
+    "gated": (MIXED | {"gated": True}, {}),
+    "tiles": ({"length": 70, "heads": 1, "batch": 2, "masked": True}, {}),
+    "causal": ({"length": 40, "heads": 1}, {"causal": True}),
+    "window": ({"length": 40, "heads": 1, "head_dim": 24}, {"window": 3}),
+    "one-token": ({"length": 1}, {}),
+}
+
+
+@pytest.fixture(params=["reference", "triton"])
+def impl(request):
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    return request.param
+
+
+def make_positions(inputs, length, kinds="both", buckets=11, dtype=None):
+    """Random tables, and buckets that several distances share."""
+    generator = torch.Generator().manual_seed(2)
+    heads, head_dim = inputs["query"].shape[1], inputs["query"].shape[3]
+    tables = [
+        torch.randn(buckets, heads, head_dim, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    ]
+    tables = [x.to(dtype or inputs["query"].dtype) for x in tables]
+    distance = torch.arange(1 - length, length)
+    bucket = (distance + buckets // 2).clamp(0, buckets - 1).int()
+    key, query = (
+        table if kinds in ("both", kind) else None
+        for table, kind in zip(tables, ("key", "query"), strict=True)
+    )
+    return RelativePositions(key, query, bucket)
+
+
+def textbook(
+    query,
+    key,
+    value,
+    prefix_key,
+    prefix_value,
+    positions,
+    *,
+    key_mask=None,
+    prompt_ids=None,
+    prompt_bounds=None,
+    prefix_gate=None,
+    causal=False,
+    window=None,
+):
+    """A loop over the sequences, with the prompt concatenated and no score of its positions."""
+    heads, length, head_dim = query.shape[1:]
+    place = torch.arange(length)
+    distance = place[:, None] - place
+    bucket = positions.bucket.long()[distance + len(positions.bucket) // 2]
+    near = distance.abs() <= (length if window is None else window)
+    near = near & (distance >= 0) if causal else near
+    outputs = []
+    for row in range(len(query)):
+        prompt = 0 if prompt_ids is None else int(prompt_ids[row])
+        start, end = (0, len(prefix_key)) if prompt_bounds is None else prompt_bounds[prompt]
+        start, end = (0, 0) if prompt < 0 else (int(start), int(end))
+        q, k = query[row], key[row]
+        own = q @ k.transpose(1, 2)
+        if positions.key is not None:
+            own = own + torch.einsum("hid,ijhd->hij", q, positions.key[bucket])
+        if positions.query is not None:
+            own = own + torch.einsum("hjd,ijhd->hij", k, positions.query[bucket])
+        scores = torch.cat((q @ prefix_key[start:end].permute(1, 2, 0), own), -1) / head_dim**0.5
+        visible = near if key_mask is None else near & key_mask[row]
+        visible = torch.cat((visible.new_ones(length, end - start), visible), 1)
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        if prefix_gate is not None:
+            gate = prefix_gate[start:end].T[:, None]
+            weights = weights * torch.cat((gate, gate.new_ones(heads, 1, length)), -1)
+            weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights.masked_fill(~visible.any(-1, keepdim=True), 0)
+        outputs.append(
+            weights @ torch.cat((prefix_value[start:end].transpose(0, 1), value[row]), 1)
+        )
+    return torch.stack(outputs)
+
+
+def with_gradients(function, inputs, **options):
+    names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
+    out = function(**inputs | leaves, **options)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad((out * weight.to(out)).sum(), tuple(leaves.values()))
+    return {"out": out} | dict(zip(names, grads, strict=True))
+
+
+def exact(x):
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [(case, "both") for case in CASES]
+    + [(case, kind) for case in ("mixed", "tiles") for kind in ("key", "query")],
+)
+def test_equals_textbook(impl, case, kinds):
+    kwargs, options = CASES[case]
+    inputs = make_inputs(**kwargs)
+    positions = make_positions(inputs, kwargs.get("length", 7) + 3, kinds)
+    actual = with_gradients(prefix_attention, inputs, positions=positions, impl=impl, **options)
+    double = {name: exact(x) for name, x in inputs.items()}
+    tables = RelativePositions(*map(exact, positions))
+    expected = with_gradients(textbook, double, positions=tables, **options)
+    for name, x in actual.items():
+        assert relative_l2(x, expected[name]) <= LIMITS[torch.float32], name
+
+
+def test_half_precision(impl):
+    inputs = make_inputs(length=37, prompts=(20,), masked=True, dtype=torch.float16)
+    positions = make_positions(inputs, 37)
+    actual = with_gradients(prefix_attention, inputs, positions=positions, impl=impl)
+    double = {name: exact(x) for name, x in inputs.items()}
+    tables = RelativePositions(*map(exact, positions))
+    expected = with_gradients(textbook, double, positions=tables)
+    for name, x in actual.items():
+        assert x.dtype == torch.float16
+        assert relative_l2(x, expected[name]) <= LIMITS[torch.float16], name
+
+
+def test_masked_positions_reach_nothing(impl):
+    clean = make_inputs(masked=True, length=11)
+    poisoned = make_inputs(masked=True, poisoned=True, length=11)
+    mask = clean["key_mask"][:, None, :, None]
+    clean["query"] = torch.where(mask, clean["query"], 0)  # what a poisoned query counts as
+    positions = make_positions(clean, 11)
+    actual = with_gradients(prefix_attention, poisoned, positions=positions, impl=impl)
+    expected = with_gradients(prefix_attention, clean, positions=positions, impl=impl)
+    expected["query"] = torch.where(mask, expected["query"], 0)
+    for name, x in actual.items():
+        torch.testing.assert_close(x, expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_packed(impl, p):
+    lengths = [3, 37, 1, 20]
+    inputs = make_inputs(batch=4, length=37, prompts=(5, 3), mixed=True)
+    inputs["key_mask"] = torch.arange(37) < torch.tensor(lengths)[:, None]
+    positions = make_positions(inputs, 37)
+    options = {"positions": positions, "impl": impl, "dropout_p": p}
+    torch.manual_seed(7)
+    expected = prefix_attention(**inputs, **options)
+    packed = {name: x for name, x in inputs.items() if name != "key_mask"}
+    packed |= {name: pack(inputs[name], lengths) for name in GRADIENTS[:3]}
+    packed["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
+    torch.manual_seed(7)
+    out = prefix_attention_varlen(**packed, max_seqlen=37, **options)
+    torch.testing.assert_close(out, pack(expected, lengths), rtol=0, atol=1e-6)
+
+
+def test_gradcheck_with_dropout(impl):
+    inputs = make_inputs(batch=2, heads=1, length=3, head_dim=2, prompts=(2,), dtype=torch.float64)
+    positions = make_positions(inputs, 3, buckets=3)
+    leaves = [inputs[name].requires_grad_() for name in GRADIENTS]
+    tables = (positions.key, positions.query, positions.bucket)
+
+    def attend(*leaves):
+        optional = (None, None, None, None, None, torch.tensor([5]))
+        options = (0.4, 0.7, False, None, 3, impl)
+        return torch.ops.ptv2.prefix_attention(*leaves, *optional, *tables, *options)
+
+    assert torch.autograd.gradcheck(attend, leaves)
+
+
+def test_nothing_of_two_lengths_is_kept():
+    """Kept for the backward are matrices and one number a row, not scores of positions."""
+    inputs = make_inputs(batch=2, heads=2, length=50)
+    positions = make_positions(inputs, 50)
+    kept = []
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    leaves = {name: inputs[name].requires_grad_() for name in GRADIENTS}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        prefix_attention(**inputs | leaves, positions=positions)
+    assert max(kept) == inputs["query"].numel() < 2 * 2 * 50 * 50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(bucket=torch.zeros(13)), r"positions.bucket: expected \(2 \* reach \+ 1,\) int32"),
+        (dict(bucket=torch.zeros(12).int()), r"positions.bucket: expected \(2 \* reach"),
+        (dict(bucket=torch.zeros(11).int()), "positions.bucket: expected a reach of at least 6"),
+        (
+            dict(bucket=torch.full((13,), 11).int()),
+            "positions.bucket: expected values from 0 to 10",
+        ),
+        (
+            dict(bucket=torch.full((13,), -1).int()),
+            "positions.bucket: expected values from 0 to 10",
+        ),
+        (dict(key=torch.zeros(11, 2, 8)), r"positions.key: expected \(buckets, heads, head_dim\)"),
+        (dict(key=torch.zeros(9, 2, 16)), "positions: expected tables of as many buckets"),
+        (dict(key=torch.zeros(11, 2, 16).half()), "positions.key: expected query's dtype"),
+        (
+            dict(key=torch.zeros(11, 2, 16, requires_grad=True)),
+            "positions.key: expected a tensor w",
+        ),
+        (
+            dict(key=None, query=None),
+            "positions: expected tables of as many buckets, at least one",
+        ),
+        (dict(key=torch.zeros(11, 2, 16, device="meta")), "position_key: expected query's device"),
+    ],
+)
+def test_refused(change, message):
+    inputs = make_inputs()
+    positions = make_positions(inputs, 7)._replace(**change)
+    with pytest.raises(ValueError, match=message):
+        prefix_attention(**inputs, positions=positions)
+
+
+def test_native_has_none():
+    inputs = make_inputs()
+    with pytest.raises(NotImplementedError, match="positions: impl 'native' has none"):
+        prefix_attention(**inputs, positions=make_positions(inputs, 7), impl="native")

@@ -1,0 +1,248 @@
+"""DeBERTa v1, v2 and v3: the stock model without a prompt, the official form with one."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+from transformers.models.deberta import modeling_deberta as v1
+from transformers.models.deberta_v2 import modeling_deberta_v2 as v2
+
+from ptv2 import PromptConfig, PromptModel
+from ptv2.layout import Padded
+
+COMMON = dict(
+    vocab_size=100,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+    relative_attention=True,
+    type_vocab_size=2,
+)
+BOTH = ["c2p", "p2c"]
+V3 = dict(
+    position_buckets=6, max_relative_positions=-1, norm_rel_ebd="layer_norm", share_att_key=True,
+    position_biased_input=False, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
+)  # fmt: skip
+CASES = {
+    "v1": ("deberta", dict(pos_att_type=BOTH, position_biased_input=False, type_vocab_size=0)),
+    "v1-short-reach": ("deberta", dict(pos_att_type=BOTH, max_relative_positions=5)),
+    "v1-c2p": ("deberta", dict(pos_att_type=["c2p"])),
+    "v2": ("deberta-v2", dict(pos_att_type=BOTH, position_biased_input=True)),
+    "v2-p2c": ("deberta-v2", dict(pos_att_type=["p2c"], max_relative_positions=7)),
+    "v2-conv": ("deberta-v2", V3 | dict(conv_kernel_size=3, conv_act="gelu")),
+    "v3": ("deberta-v2", V3),
+    "absolute": ("deberta-v2", dict(relative_attention=False, pos_att_type=None)),
+}
+LENGTHS = (14, 5, 9, 1)
+TASKS = ("long", "short", None, "long")
+LONG = PromptConfig("sequence-classification", ("a", "b", "c"), prompt_length=7)
+SHORT = PromptConfig("token-classification", ("O", "X"), prompt_length=3, layers=(0, 2))
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def backbone(case):
+    family, settings = CASES[case]
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(family, **COMMON | settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.float().eval()
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(4, 100, (4, 14))
+    mask = torch.arange(14) < torch.tensor(LENGTHS)[:, None]
+    return {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+
+
+def prompt_model(backbone):
+    model = PromptModel(copy.deepcopy(backbone)).eval()
+    model.add_task("long", LONG)
+    model.add_task("short", SHORT)
+    return model
+
+
+def official_states(backbone, ids, prompts, monkeypatch):
+    """One row of the stock model whose attention gets the prompt as the official code does it:
+    concatenated to keys and values, with zeros for the scores of relative positions."""
+    calls = iter(prompts)
+
+    def concatenated(module, query, key, value, position_scores):
+        prompt = next(calls)  # (2, heads, prompt_length, head_dim) or None
+        if prompt is not None:
+            key = torch.cat((prompt[0][None], key), 2)
+            value = torch.cat((prompt[1][None], value), 2)
+        extra = key.shape[2] - query.shape[2]
+        padded = torch.nn.functional.pad(position_scores, (extra, 0))
+        weights = (query @ key.transpose(-1, -2) + padded).softmax(-1)
+        return (weights @ value).transpose(1, 2).flatten(2), None
+
+    def forward_v1(self, hidden_states, mask, output_attentions=False, query_states=None,
+                   relative_pos=None, rel_embeddings=None):  # fmt: skip
+        fused = self.transpose_for_scores(self.in_proj(hidden_states))
+        query, key, value = fused.chunk(3, dim=-1)
+        query = query + self.transpose_for_scores(self.q_bias[None, None, :])
+        value = value + self.transpose_for_scores(self.v_bias[None, None, :])
+        factor = 1 + len(self.pos_att_type)
+        query = query / v1.scaled_size_sqrt(query, factor)
+        scores = self.disentangled_att_bias(query, key, relative_pos, rel_embeddings, factor)
+        return concatenated(self, query, key, value, scores)
+
+    def forward_v2(self, hidden_states, mask, output_attentions=False, query_states=None,
+                   relative_pos=None, rel_embeddings=None):  # fmt: skip
+        heads = self.num_attention_heads
+        query, key, value = (
+            self.transpose_for_scores(projection(hidden_states), heads)
+            for projection in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        factor = 1 + sum(kind in self.pos_att_type for kind in BOTH)
+        scores = torch.zeros(1, heads, query.shape[1], query.shape[1])
+        if self.relative_attention:
+            arguments = (query, key, relative_pos, rel_embeddings, factor)
+            scores = self.disentangled_attention_bias(*arguments)[None]
+        scale = v2.scaled_size_sqrt(query, factor)
+        return concatenated(self, query[None] / scale, key[None], value[None], scores)
+
+    monkeypatch.setattr(v1.DisentangledSelfAttention, "forward", forward_v1)
+    monkeypatch.setattr(v2.DisentangledSelfAttention, "forward", forward_v2)
+    with monkeypatch.context():
+        return backbone(ids).last_hidden_state
+
+
+def by_layer(model, task):
+    prompts = [None] * 3
+    if task is not None:
+        for layer, prompt in zip(model.prompts[task].layers, model.key_value(task), strict=True):
+            prompts[layer] = prompt
+    return prompts
+
+
+@torch.no_grad()
+def test_bare_backbone_equals_stock(backbone, batch):
+    expected = backbone(**batch).last_hidden_state
+    model = prompt_model(backbone)
+    model.add_task("closed", PromptConfig("feature-extraction", prompt_length=5, gate=True))
+    valid = batch["attention_mask"].bool()
+    for task in (None, [None] * 4, ["closed", None] * 2):
+        got = model(**batch, task=task).last_hidden_state
+        torch.testing.assert_close(got[valid], expected[valid], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.backbone(**batch).last_hidden_state[valid], expected[valid])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_mixed_prompts_equal_the_official_form(case, backbone, batch, packed, monkeypatch):
+    model = prompt_model(backbone)
+    rows = [batch["input_ids"][row, :length] for row, length in enumerate(LENGTHS)]
+    inputs = batch
+    if packed:
+        ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+        inputs = {"input_ids": torch.cat(rows)[None], "cu_seqlens": ends, "max_seqlen": 14}
+    if packed and case == "v2-conv":
+        with pytest.raises(
+            NotImplementedError, match="cu_seqlens: the backbone has a convolution"
+        ):
+            model(**inputs, task=TASKS)
+        return
+    out = model(**inputs, task=TASKS)
+    found = out.last_hidden_state
+    found = found[0].split(LENGTHS) if packed else found
+    for row, task in enumerate(TASKS):
+        prompts = by_layer(model, task)
+        states = official_states(backbone, rows[row][None], prompts, monkeypatch)
+        got = found[row][: LENGTHS[row]]
+        torch.testing.assert_close(got, states[0], rtol=0, atol=1e-5)
+        if task == "long":
+            logits = model.heads[task](states, Padded(None))[0]
+            torch.testing.assert_close(out.logits[row], logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_the_official_form(backbone, batch, checkpointing, monkeypatch):
+    model = prompt_model(backbone)
+    torch.nn.init.normal_(model.heads["long"].linear.weight)
+    module = model.for_task("long")
+    if checkpointing:
+        module.gradient_checkpointing_enable()
+        module.train()
+        for part in model.backbone.modules():
+            if isinstance(part, torch.nn.Dropout) or "Dropout" in type(part).__name__:
+                part.eval()
+        for layer in model.backbone.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+        module.head.eval()
+    out = module(**batch)
+    prompt = model.prompts["long"].embedding
+    (got,) = torch.autograd.grad(out.logits.square().sum(), prompt)
+    total = 0
+    for row, length in enumerate(LENGTHS):
+        ids = batch["input_ids"][row : row + 1, :length]
+        states = official_states(backbone, ids, by_layer(model, "long"), monkeypatch)
+        total = total + model.heads["long"](states, Padded(None)).square().sum()
+    (want,) = torch.autograd.grad(total, prompt)
+    assert want.abs().max() > 1e-2
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_fold_and_texts_start(backbone, batch):
+    """Prompt states become the keys and values that a layer's own projections make of them."""
+    model = PromptModel(backbone).eval()
+    config = PromptConfig("feature-extraction", prompt_length=4, injection="hidden-state")
+    model.add_task("states", config, start_from_text=[7, 8, 9, 10])
+    folded = PromptConfig("feature-extraction", prompt_length=4)
+    model.add_task("text", folded, start_from_text=[7, 8, 9, 10])
+    torch.testing.assert_close(model.key_value("states"), model.key_value("text"))
+    states = backbone(torch.tensor([[7, 8, 9, 10]]), output_hidden_states=True).hidden_states
+    attention = backbone.encoder.layer[1].attention.self
+    heads = (4, 8)
+    if hasattr(attention, "in_proj"):
+        fused = attention.transpose_for_scores(attention.in_proj(states[1]))
+        _, key, value = fused.chunk(3, -1)
+        value = value + attention.v_bias.view(1, 4, 1, 8)
+    else:
+        key, value = (
+            projection(states[1]).unflatten(-1, heads).transpose(1, 2)
+            for projection in (attention.key_proj, attention.value_proj)
+        )
+    torch.testing.assert_close(model.key_value("text")[1], torch.cat((key, value)))
+
+
+@torch.no_grad()
+def test_compiles_without_a_break(backbone, batch):
+    model = prompt_model(backbone)
+    expected = model(**batch, task="long").logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch, task="long").logits, expected)
+
+
+def test_trains_with_dropout(backbone, batch):
+    module = prompt_model(backbone).for_task("long").train()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.03)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = module(**batch, labels=torch.tensor([0, 1, 2, 0])).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_talking_heads_are_refused():
+    config = AutoConfig.for_model("deberta", **COMMON, pos_att_type=BOTH, talking_head=True)
+    with pytest.raises(NotImplementedError, match="backbone: DeBERTa with talking_head"):
+        PromptModel(AutoModel.from_config(config))
