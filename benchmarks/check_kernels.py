@@ -22,7 +22,14 @@ from measure import argument_parser, provenance, write_json
 from torch import Tensor
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
-from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, pack, relative_l2
+from ptv2_kernels.testing import (
+    GRADIENTS,
+    LIMITS,
+    make_inputs,
+    make_positions,
+    pack,
+    relative_l2,
+)
 
 PROMPTS = {"one prompt": (20,), "long prompt": (150,), "bank": (20, 0, 37, 5)}
 OPTIONS = {
@@ -31,6 +38,7 @@ OPTIONS = {
     "window": {"window": 17},
     "dropout": {"dropout_p": 0.1},
     "gates": {"dropout_p": 0.1},
+    "positions": {"dropout_p": 0.1},
 }
 
 
@@ -76,6 +84,10 @@ def worst_error(inputs: dict[str, Any], grad_out: Tensor, options: dict[str, Any
     found = evaluate(inputs, grad_out, impl="triton", **options)
     names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
     exactly = inputs | {name: inputs[name].double() for name in names}
+    if "positions" in inputs:
+        tables = inputs["positions"]
+        doubled = {"key": tables.key.double(), "query": tables.query.double()}
+        exactly["positions"] = tables._replace(**doubled)
     expected = evaluate(exactly, grad_out.double(), impl="reference", **options)
     errors = [relative_l2(x, y) for x, y in zip(found, expected, strict=True)]
     return max(float("inf") if error != error else error for error in errors)
@@ -112,6 +124,8 @@ def check_case(case: Case, device: torch.device) -> dict[str, Any]:
     try:
         more = {"device": device, "gated": options == "gates"}
         inputs, grad_out = make_case(layout, prompts, rows, dtype, head_dim, **more)
+        if options == "positions":
+            inputs["positions"] = make_positions(inputs, max(rows) - 1)
         error = worst_error(inputs, grad_out, OPTIONS[options])
     except Exception as problem:  # a kernel that does not compile or run is a finding too
         return {"case": name, "error": repr(problem)[:500], "good": False}

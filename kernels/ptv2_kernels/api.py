@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import ops as ops
 from .arguments import Inputs, RelativePositions
+from .implementations import choose_implementation
 from .validation import (
-    choose_implementation,
     validate_options,
     validate_packed,
     validate_padded,

@@ -120,6 +120,8 @@ def _forward_kernel(
             score_scale, True, CAUSAL, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
+    if positions is not None:  # a distance that the table lacks: its reach was wrong
+        accumulator = tl.where(rows_end - 1 > positions[3], float("nan"), accumulator)
     saw_nothing = row_sum == 0.0
     row_sum = tl.where(saw_nothing, 1.0, row_sum)
     result = accumulator * (dropout[2] / row_sum)[:, None]

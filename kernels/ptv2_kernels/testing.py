@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import RelativePositions
+
 LIMITS = {
     # On a GPU float32 products are three TF32 products.
     torch.float32: 1e-5 if torch.cuda.is_available() else 1e-6,
@@ -68,6 +70,25 @@ def make_inputs(
         gate.flatten()[::3] = 0
         inputs["prefix_gate"] = gate.to(prefix_key)
     return inputs
+
+
+def make_positions(
+    inputs: dict[str, Any], reach: int, buckets: int = 11, seed: int = 2
+) -> RelativePositions:
+    """Random scores of relative positions for `make_inputs`, of its dtype and device.
+
+    Args:
+        reach: the longest distance. Those of more than half the buckets share the outermost.
+    """
+    query = inputs["query"]
+    generator = torch.Generator().manual_seed(seed)
+    shape = (buckets, *inputs["prefix_key"].shape[1:])
+    key, of_query = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(query) for _ in range(2)
+    )
+    distance = torch.arange(-reach, reach + 1, device=query.device)
+    bucket = (distance + buckets // 2).clamp(0, buckets - 1).int()
+    return RelativePositions(key, of_query, bucket)
 
 
 def pack(x: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -54,7 +54,7 @@ class Tiles:
         """The same where scores of positions are added, whose products take registers."""
         rows = 32 if head_dim <= 64 and dtype.itemsize == 2 else 16
         sizes: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "max_registers": 255}
-        by_rows = {"block_m": rows, "block_n": 16, **sizes}
+        by_rows = {"block_m": rows, "block_n": 16, "block_p": rows, **sizes}
         return replace(
             self,
             forward=replace(self.forward, **by_rows),

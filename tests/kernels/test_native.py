@@ -8,8 +8,13 @@ import sys
 import pytest
 import torch
 
-from ptv2_kernels import native, prefix_attention, prefix_attention_varlen, validation
-from ptv2_kernels.arguments import Needs
+from ptv2_kernels import (
+    implementations,
+    native,
+    prefix_attention,
+    prefix_attention_varlen,
+)
+from ptv2_kernels.arguments import Inputs, Needs
 from ptv2_kernels.native import native_backward, native_forward
 from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, relative_l2
 from tests.kernels.numerics import CASES, assert_close, call, gradients_of_outputs, run_exact
@@ -212,22 +217,24 @@ def test_empty(empty):
 
 def test_auto_takes_native():
     inputs = make_inputs()
-    assert validation.choose_implementation("auto", inputs["query"]) == "native"
-    assert validation.choose_implementation("auto", inputs["query"].double()) == "reference"
+    tensors = Inputs(**dict.fromkeys(Inputs._fields) | inputs)
+    assert implementations.choose_implementation("auto", tensors) == "native"
+    double = tensors._replace(query=inputs["query"].double())
+    assert implementations.choose_implementation("auto", double) == "reference"
     with pytest.raises(NotImplementedError, match="query: impl 'native' takes float16"):
         prefix_attention(**make_inputs(dtype=torch.float64), impl="native")
 
 
 def test_without_native_auto_says_so_once(monkeypatch):
     monkeypatch.setattr(native, "WHY_MISSING", "_native_x.so was not built")
-    validation._say_missing.cache_clear()
+    implementations._say_missing.cache_clear()
     inputs = make_inputs()
     with pytest.warns(UserWarning, match="uses the slower reference: _native_x.so was not built"):
         expected = prefix_attention(**inputs)
     assert torch.equal(prefix_attention(**inputs), expected)  # a second warning would be an error
     with pytest.raises(NotImplementedError, match="impl: 'native' is not here: _native_x"):
         prefix_attention(**inputs, impl="native")
-    validation._say_missing.cache_clear()
+    implementations._say_missing.cache_clear()
 
 
 CHECK = """
