@@ -51,9 +51,9 @@ ARCHITECTURES = {
     100: Architecture(227 * 1024, 228 * 1024, 2048, "UTCHMMA"),
 }
 _MATRIX_INSTRUCTION = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|IMMA|DMMA)\b")
-# Bytes that may spill, 0 if not named here: three TF32 products of heads of 128 do not fit the
-# registers at any tile.
-SPILL_LIMIT = {(torch.float32, 128): 160}
+# Bytes that may spill, 0 if not named here: three TF32 products of heads of 128, or with scores of
+# positions of heads of 64, do not fit the registers at any tile.
+SPILL_LIMIT = {(torch.float32, 128, False): 160, (torch.float32, 64, True): 160}
 ALL = Needs(True, True, True, True, True)
 SHORT, LONG = 48, 500  # lengths that take the one or the other backward
 
@@ -122,7 +122,9 @@ class Resources:
         """Why this kernel must not be shipped; empty if it may."""
         limits = ARCHITECTURES[self.arch]
         found = []
-        if self.spilled > SPILL_LIMIT.get((self.variant.dtype, self.variant.head_dim), 0):
+        variant = self.variant
+        kind = (variant.dtype, variant.head_dim, variant.positions)
+        if self.spilled > SPILL_LIMIT.get(kind, 0):
             found.append("spills")
         if self.shared > limits.shared_per_program:
             found.append("too much shared memory")
