@@ -147,13 +147,13 @@ def test_questions_and_choices_from_files_to_answers(work: Path, tmp_path: Path)
 
 def test_info(work: Path) -> None:
     result = ptv2("info", work / "sentiment")
-    for shown in ("bad, good", "4 keys and values, 2 layers, 2 heads of size 8", "validation"):
+    for shown in ("bad, good", "4 keys and values in each of 2 layers", "validation"):
         assert shown in result.stdout
 
 
 def test_help() -> None:
     result = ptv2("--help")
-    for command in ("train", "eval", "predict", "info", "demo"):
+    for command in ("train", "sweep", "eval", "predict", "convert", "info", "demo"):
         assert command in result.stdout
 
 
@@ -168,7 +168,7 @@ def test_help() -> None:
         ((*SENTIMENT, "--train", "none.jsonl"), "data file none.jsonl does not exist"),
         ((*SENTIMENT, "--layers", "x"), "layers: expected numbers such as 0,1,5, got 'x'"),
         ((*SENTIMENT, "--layers", "7"), "layers: expected numbers below 2"),
-        ((*SENTIMENT, "--pooling", "max"), "pooling: expected one of mean, first, got 'max'"),
+        ((*SENTIMENT, "--pooling", "max"), "pooling: expected one of mean, first, last, got"),
         ((*SENTIMENT, "--epochs", "0"), "epochs: expected a positive number, got 0"),
         ((*SENTIMENT, "--name", "a b"), "name: expected letters, digits, "),
         ((*SENTIMENT, "--max-length", "0"), "max_length: expected at least 3"),

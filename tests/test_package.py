@@ -17,6 +17,7 @@ from ptv2_kernels import native
 ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = {
     "ptv2": [
+        "ClipPromptModel",
         "MixedTaskOutput",
         "Predictor",
         "PromptConfig",
@@ -27,7 +28,7 @@ PUBLIC_NAMES = {
         "prefix_attention",
         "prefix_attention_varlen",
     ],
-    "ptv2_kernels": ["prefix_attention", "prefix_attention_varlen"],
+    "ptv2_kernels": ["RelativePositions", "prefix_attention", "prefix_attention_varlen"],
 }
 
 

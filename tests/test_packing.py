@@ -16,7 +16,7 @@ CONFIGS = {
     "topic": PromptConfig("sequence-classification", ("a", "b", "c"), prompt_length=7),
     "tags": PromptConfig("token-classification", ("O", "X"), prompt_length=3),
     "few": PromptConfig(
-        "sequence-classification", ("a", "b"), prompt_length=4, layers=(0, 2), pooling="first"
+        "sequence-classification", ("a", "b"), prompt_length=4, layers=(0, 2), pooling="last"
     ),
     "answer": PromptConfig("question-answering", prompt_length=5),
     "choose": PromptConfig("multiple-choice", prompt_length=2),

@@ -6,10 +6,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from ptv2_kernels import prefix_attention
-from ptv2_kernels.testing import GRADIENTS, make_inputs
+from ptv2_kernels.arguments import Inputs
+from ptv2_kernels.testing import GRADIENTS, make_inputs, make_positions
 
 MIXED = dict(prompts=(5, 3), mixed=True, masked=True, batch=4)
 GATED = (*GRADIENTS, "prefix_gate")
+INPUTS = len(Inputs._fields)
 
 
 def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference"):
@@ -17,6 +19,7 @@ def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference"):
     inputs = make_inputs(**MIXED, gated=True)
     leaves = [inputs[name].requires_grad_(requires_grad) for name in GATED]
     optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], None, seed]
+    optional += list(make_positions(inputs, 9)) if impl == "reference" else [None] * 3
     length = inputs["query"].shape[2]
     return (*leaves, *optional, dropout_p, 0.25, False, None, length, impl)
 
@@ -42,7 +45,7 @@ def test_opcheck_backward(impl, transposed):
     needs = [True, False, True, True, False, True]
     torch.library.opcheck(
         torch.ops.ptv2.prefix_attention_backward.default,
-        (torch.ones_like(out), None, *args[:11], out, lse, needs, *args[11:]),
+        (torch.ones_like(out), None, *args[:INPUTS], out, lse, needs, *args[INPUTS:]),
     )
 
 

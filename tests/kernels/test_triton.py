@@ -213,7 +213,7 @@ def test_gradcheck(path, packed):
 
     def attend(query, key, value, *pool):
         own = (x[:1] if packed else x for x in (query, key, value))
-        optional = (None, None, None, cu_seqlens, torch.tensor([SEED]))
+        optional = (None, None, None, cu_seqlens, torch.tensor([SEED]), None, None, None)
         return torch.ops.ptv2.prefix_attention(
             *own, *pool, *optional, 0.4, 0.7, False, None, 3, "triton"
         )
