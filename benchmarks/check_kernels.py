@@ -106,7 +106,9 @@ def cases(toy: bool) -> list[Case]:
         dtypes, head_dims, lengths, ("masked", "packed", "full"), PROMPTS, OPTIONS
     ):
         _, head_dim, _, _, prompts, options = case
-        usual = head_dim == head_dims[0] and not (toy and prompts == "long prompt")
+        extra = options in ("gates", "positions")
+        left_out = prompts != "bank" if extra else toy and prompts == "long prompt"
+        usual = head_dim == head_dims[0] and not left_out
         if usual or (prompts, options) in {
             ("bank", "dropout"),
             ("one prompt", "plain"),

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import Needs, RowState
-from .backward_prefix import partial_matrix, partial_sums, store_gate_grad, totals
+from .backward_prefix import partial_matrix, partial_sums, totals
 from .dropout import OWN_COLUMN_OFFSET, drop, dropout_keep
 from .launch import Launch
 from .primitives import (
@@ -45,11 +45,9 @@ def _short_grad_kernel(
     grad_out, grad_lse_ptr, query, key, value, prefix_key, prefix_value, prefix_gate_ptr,
     cu_seqlens_ptr, sequences, heads, length, prompt_ids_ptr, prompt_bounds_ptr, pool_rows,
     key_mask_ptr, dropout, out, lse_ptr, delta_ptr,
-    grad_query, grad_key, grad_value, partial_key, partial_value, partial_gate_ptr,
-    splits, score_scale, window,
+    grad_query, grad_key, grad_value, partial_key, partial_value, splits, score_scale, window,
     NEEDS_QUERY: tl.constexpr, NEEDS_KEY: tl.constexpr, NEEDS_VALUE: tl.constexpr,
     NEEDS_PREFIX_KEY: tl.constexpr, NEEDS_PREFIX_VALUE: tl.constexpr,
-    NEEDS_PREFIX_GATE: tl.constexpr,
     HAS_PREFIX: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -64,7 +62,6 @@ def _short_grad_kernel(
     # Transposed, so that the wide dimension is the one the matrix instructions want wide.
     prefix_dk = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
     prefix_dv = tl.zeros([BLOCK_D, BLOCK_P], lse_ptr.dtype.element_ty)
-    prefix_dgate = tl.zeros([BLOCK_P], lse_ptr.dtype.element_ty)
 
     for index in range(split, sequences, splits):
         own = locate_sequence(layout, index, head)
@@ -97,13 +94,11 @@ def _short_grad_kernel(
                 if NEEDS_PREFIX_VALUE:
                     kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
                     prefix_dv = tl.dot(tl.trans(do), kept, prefix_dv, input_precision=PRECISION)
-                if NEEDS_QUERY or NEEDS_PREFIX_KEY or NEEDS_PREFIX_GATE:
+                if NEEDS_QUERY or NEEDS_PREFIX_KEY:
                     v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                     v = v.to(q.dtype)
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
                     score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
-                    if NEEDS_PREFIX_GATE:
-                        prefix_dgate += tl.sum(score_grad, 0)
                     score_grad = gated(score_grad, gate).to(q.dtype)
                     if NEEDS_PREFIX_KEY:
                         prefix_dk = tl.dot(
@@ -174,14 +169,13 @@ def _short_grad_kernel(
             partial_value, share, tl.trans(prefix_dv), positions, positions < pool_rows, HEAD_DIM,
             BLOCK_D,
         )  # fmt: skip
-    if NEEDS_PREFIX_GATE:
-        store_gate_grad(partial_gate_ptr, share, prefix_dgate, pool_rows, heads, positions)
 
 
 def sums_prompt(launch: Launch, needs: Needs, tile: Tile) -> bool:
-    """Whether the kernel is to sum the prompt's gradient itself."""
+    """Whether the kernel is to sum the prompt's gradient itself; gates leave it no registers."""
     one_prompt = launch.inputs.prompt_ids is None and launch.inputs.prompt_bounds is None
-    return needs.prefix and one_prompt and launch.pool_rows <= tile.block_p
+    fits = launch.pool_rows <= tile.block_p and not needs.prefix_gate
+    return needs.prefix and one_prompt and fits
 
 
 def launch_short_grad(
@@ -194,11 +188,10 @@ def launch_short_grad(
         launch.matrix(rows.grad_out), rows.grad_lse, *launch.matrices, launch.gate,
         launch.cu_seqlens, *launch.counts, *launch.prompts, launch.pool_rows,
         launch.mask, launch.dropout, launch.matrix(rows.out), rows.lse, rows.delta,
-        *map(launch.matrix, grads), *map(partial_matrix, sums[:2]), sums[2],
+        *map(launch.matrix, grads), *map(partial_matrix, sums[:2]),
         splits, launch.score_scale, launch.window,
         NEEDS_QUERY=needs.query, NEEDS_KEY=needs.key, NEEDS_VALUE=needs.value,
         NEEDS_PREFIX_KEY=needs.prefix_key, NEEDS_PREFIX_VALUE=needs.prefix_value,
-        NEEDS_PREFIX_GATE=needs.prefix_gate,
         HAS_PREFIX=launch.pool_rows > 0 and (needs.prefix or needs.query),
         CAUSAL=launch.options.causal, **launch.constants,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_P=tile.block_p, **tile.launch_options,
