@@ -162,13 +162,13 @@ def test_the_random_pooler_of_a_checkpoint_is_not_the_backbones(official):
 
 
 def change_weight(folder):
-    tensors = torch.load(folder / "pytorch_model.bin")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     tensors["bert.encoder.layer.1.attention.self.key.weight"][3, 4] += 1e-3
     torch.save(tensors, folder / "pytorch_model.bin")
 
 
 def poison(folder):
-    tensors = torch.load(folder / "pytorch_model.bin")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     tensors["prefix_encoder.embedding.weight"][0, 0] = float("nan")
     torch.save(tensors, folder / "pytorch_model.bin")
 

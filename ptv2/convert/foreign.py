@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -119,11 +120,9 @@ def read_tensors(directory: Path, names: Sequence[str]) -> dict[str, Tensor]:
         if place.suffix == ".safetensors":
             return load_file(place)
         found = torch.load(place, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{place}: not a file of tensors: {reason}") from None
-    except Exception as error:  # torch passes on whatever the pickle module raises
-        raise ValueError(f"{place}: not a file of tensors: {type(error).__name__}") from None
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ValueError(f"{place}: expected tensors by name, got {type(found).__name__}")
     return found
