@@ -160,7 +160,8 @@ def behind_prompt(
         changed["token_type_ids"] = F.pad(inputs["token_type_ids"], (len(prompt), 0))
     if "position_ids" in accepted:
         own = shifted_positions(backbone, inputs, None, [len(prompt)]).expand(rows, -1)
-        first = (position_padding(backbone) or -1) + 1
+        padding_id = position_padding(backbone)
+        first = 0 if padding_id is None else padding_id + 1
         places = torch.arange(first, first + len(prompt), device=own.device).expand(rows, -1)
         changed["position_ids"] = torch.cat((places, own), 1)
     return changed

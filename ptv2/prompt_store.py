@@ -168,9 +168,13 @@ class PromptStore(nn.Module):
         Args:
             task: as in `forward`.
         """
-        if isinstance(task, str) or task is None:
-            return self._pool([] if task is None else [task], None, None)
-        return self._pool(list(dict.fromkeys(filter(None, task))), task, None)
+        rows = None if task is None or isinstance(task, str) else list(task)
+        given = [task] if isinstance(task, str) else rows or []
+        names = list(dict.fromkeys(name for name in given if name is not None))
+        for name in names:
+            if self._config(name).depth == "input":
+                raise ValueError(f"task: the prompt of {name!r} is in no layer, expected others")
+        return self._pool(names, rows, None)
 
     def _pool(
         self, names: Sequence[str], rows: Sequence[str | None] | None, packed: Packed | None

@@ -155,6 +155,8 @@ def _check_run(run: Run) -> None:
         expected, got = getattr(run.task, name), getattr(run.prompt, name)
         if got != expected:
             raise ValueError(f"prompt: expected {name} {expected} for {run.name!r}, got {got}")
+    if run.prompt.task == "image-classification":
+        raise ValueError(f"task: a sweep packs texts, expected a task on texts for {run.name!r}")
     if run.prompt.depth == "input":
         raise ValueError(f"depth: a batch of a sweep is mixed, expected 'layers' for {run.name!r}")
     if run.train.precision == "fp16":

@@ -94,6 +94,8 @@ def test_other_batches_are_refused(model, batch):
     packed = {"input_ids": batch["input_ids"][:1], "cu_seqlens": torch.tensor([0, 4, 9]).int()}
     with pytest.raises(NotImplementedError, match="one task, got a packed batch"):
         model(**packed, task="shallow")
+    with pytest.raises(ValueError, match="task: the prompt of 'shallow' is in no layer"):
+        model.prompt_batch(["tag", "shallow"])
     with pytest.raises(ValueError, match="input_ids: expected at most 61 tokens beside"):
         model(torch.randint(4, 100, (1, 62)), task="shallow")
 
@@ -113,3 +115,15 @@ def test_backbones_that_take_no_embeddings(tiny_backbone, family):
     config = PromptConfig("feature-extraction", depth="input")
     with pytest.raises(ValueError, match="depth: this backbone takes no embeddings"):
         PromptModel(tiny_backbone(family)).add_task("shallow", config)
+
+
+@torch.no_grad()
+def test_positions_of_a_family_that_pads_with_0(tiny_backbone, batch):
+    """Tokens count from padding_idx + 1, which is 1 here."""
+    model = PromptModel(tiny_backbone("roberta", pad_token_id=0)).eval()
+    model.add_task("tag", SHALLOW)
+    prompt = model.prompts["tag"].embedding
+    ids = batch["input_ids"][:1]
+    states = textbook(model.backbone, prompt, ids)
+    wanted = model.heads["tag"](states, Padded(None))
+    torch.testing.assert_close(model(ids, task="tag").logits, wanted, rtol=0, atol=1e-5)
