@@ -34,104 +34,106 @@ class Call(NamedTuple):
     bucket: Tensor | None  # (2 * length - 1,) int32; None: no relative attention
 
 
-class PromptAttention(StockAttention):
+class _WithPrompt:
+    """What both kinds of attention share, before the stock class in the order of methods."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Any = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The stock forward, with prompts if `relative_pos` is a `Call`."""
+        if isinstance(relative_pos, Call):
+            return _attend(self, hidden_states, relative_pos, rel_embeddings)
+        stock = (attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
+        found: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[misc]
+            hidden_states, *stock
+        )
+        return found
+
+
+class PromptAttention(_WithPrompt, StockAttention):
     """DeBERTa's (v1): one projection, in which the heads' queries, keys and values alternate."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor,
-        output_attentions: bool = False,
-        query_states: Tensor | None = None,
-        relative_pos: Any = None,
-        rel_embeddings: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(relative_pos, Call):
-            stock = (attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
-            found: tuple[Tensor, Tensor | None] = super().forward(hidden_states, *stock)
-            return found
+    def projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (rows, heads, length, head_dim)."""
         heads = self.num_attention_heads
         query, key, value = _split(self.in_proj(hidden_states), heads).chunk(3, -1)
-        query = query + _split(self.q_bias[None, None], heads)
-        value = value + _split(self.v_bias[None, None], heads)
-        tables = {
-            "c2p": getattr(self, "pos_proj", None),
-            "p2c": getattr(self, "pos_q_proj", None),
-        }
-        factor = 1 + len(self.pos_att_type)
-        return _attend(self, query, key, value, relative_pos, rel_embeddings, tables, factor)
+        return (
+            query + _split(self.q_bias[None, None], heads),
+            key,
+            value + _split(self.v_bias[None, None], heads),
+        )
+
+    @property
+    def tables(self) -> dict[str, nn.Module | None]:
+        """What projects the position embeddings to keys ("c2p") and to queries ("p2c")."""
+        return {"c2p": getattr(self, "pos_proj", None), "p2c": getattr(self, "pos_q_proj", None)}
+
+    @property
+    def position_kinds(self) -> int:
+        """How many scores beside that of contents share the scale, as v1 counts."""
+        return len(self.pos_att_type)
 
 
-class PromptAttentionV2(StockAttentionV2):
+class PromptAttentionV2(_WithPrompt, StockAttentionV2):
     """DeBERTa's of v2 and v3."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor,
-        output_attentions: bool = False,
-        query_states: Tensor | None = None,
-        relative_pos: Any = None,
-        rel_embeddings: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(relative_pos, Call):
-            stock = (attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
-            found: tuple[Tensor, Tensor | None] = super().forward(  # type: ignore[no-untyped-call]
-                hidden_states, *stock
-            )
-            return found
+    def projected(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (rows, heads, length, head_dim)."""
         projections = (self.query_proj, self.key_proj, self.value_proj)
         query, key, value = (
-            _split(projection(hidden_states), self.num_attention_heads)
-            for projection in projections
+            _split(x(hidden_states), self.num_attention_heads) for x in projections
         )
-        own = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
-        shared = {"c2p": "key_proj", "p2c": "query_proj"}
-        names = shared if self.share_att_key else own
-        tables = {
+        return query, key, value
+
+    @property
+    def tables(self) -> dict[str, nn.Module | None]:
+        """What projects the position embeddings to keys ("c2p") and to queries ("p2c")."""
+        names = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
+        if self.share_att_key:
+            names = {"c2p": "key_proj", "p2c": "query_proj"}
+        return {
             kind: getattr(self, name) if kind in self.pos_att_type else None
             for kind, name in names.items()
         }
-        factor = 1 + sum(kind in self.pos_att_type for kind in names)
-        return _attend(self, query, key, value, relative_pos, rel_embeddings, tables, factor)
+
+    @property
+    def position_kinds(self) -> int:
+        """How many scores beside that of contents share the scale, as v2 counts."""
+        return sum(kind in self.pos_att_type for kind in ("c2p", "p2c"))
 
 
 def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    call: Call,
-    rel_embeddings: Tensor | None,
-    tables: Mapping[str, nn.Module | None],
-    factor: int,
+    module: Any, hidden_states: Tensor, call: Call, rel_embeddings: Tensor | None
 ) -> tuple[Tensor, None]:
     """Attention over the prompt and the sequence, with the terms of relative positions.
-
-    Args:
-        query, key, value: (rows, heads, length, head_dim).
-        tables: the projections of the position embeddings to keys ("c2p") and queries ("p2c").
-        factor: how many kinds of score there are.
 
     Returns:
         (rows, length, hidden_size), and None for the attention weights.
     """
+    query, key, value = module.projected(hidden_states)
     positions = None
-    if call.bucket is not None and rel_embeddings is not None:
+    terms = any(table is not None for table in module.tables.values())
+    if call.bucket is not None and rel_embeddings is not None and terms:
         embeddings = module.pos_dropout(rel_embeddings)
-        found = {
+        tables = {
             kind: None if table is None else table(embeddings).unflatten(-1, (query.shape[1], -1))
-            for kind, table in tables.items()
+            for kind, table in module.tables.items()
         }
-        if any(x is not None for x in found.values()):
-            positions = RelativePositions(found["c2p"], found["p2c"], call.bucket)
+        positions = RelativePositions(tables["c2p"], tables["p2c"], call.bucket)
+    kinds_of_score = 1 + module.position_kinds
     out, _ = attention_forward(
         module,
         query,
         key,
         value,
         call.attention_mask,
-        scaling=(query.shape[-1] * factor) ** -0.5,
+        scaling=(query.shape[-1] * kinds_of_score) ** -0.5,
         dropout=module.dropout.p if module.training else 0.0,
         prompts=call.prompts,
         positions=positions,

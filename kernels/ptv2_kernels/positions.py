@@ -63,6 +63,23 @@ def position_scores(
 
 
 @triton.jit
+def add_gathered(
+    grad, score_grad, table, positions, head, least, entry, COUNT: tl.constexpr, R: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A gradient plus the scores' [A, COUNT], gathered by distance, times the table's rows.
+
+    `entry` [A, R] is which score of a row has the distance, if that is in the tile: in a row at
+    most one has it.
+    """
+    there = (entry >= 0) & (entry < COUNT)
+    by_distance = tl.where(there, tl.gather(score_grad, tl.where(there, entry, 0), 1), 0.0)
+    rows = distance_rows(table, positions, head, least, R, HEAD_DIM, BLOCK_D)
+    by_distance = by_distance.to(score_grad.dtype)
+    return tl.dot(by_distance, rows.to(score_grad.dtype), grad, input_precision=PRECISION)
+
+
+@triton.jit
 def add_to_query_grad(
     dq, score_grad, positions, head, row, column, M: tl.constexpr, N: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -71,15 +88,11 @@ def add_to_query_grad(
     if positions is not None:  # noqa: SIM102 (of None there are no parts)
         if positions[0] is not None:
             R: tl.constexpr = 2 * M if M > N else 2 * N
-            least = least_distance(row, column, N)
-            table = distance_rows(positions[0], positions, head, least, R, HEAD_DIM, BLOCK_D)
             column_of = tl.arange(0, M)[:, None] + (N - 1) - tl.arange(0, R)[None, :]
-            there = (column_of >= 0) & (column_of < N)
-            index = tl.where(there, column_of, 0)
-            by_distance = tl.where(there, tl.gather(score_grad, index, 1), 0.0)
-            table = table.to(score_grad.dtype)
-            by_distance = by_distance.to(score_grad.dtype)
-            dq = tl.dot(by_distance, table, dq, input_precision=PRECISION)
+            dq = add_gathered(
+                dq, score_grad, positions[0], positions, head, least_distance(row, column, N),
+                column_of, N, R, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
     return dq
 
 
@@ -92,13 +105,9 @@ def add_to_key_grad(
     if positions is not None:  # noqa: SIM102 (of None there are no parts)
         if positions[1] is not None:
             R: tl.constexpr = 2 * M if M > N else 2 * N
-            least = least_distance(row, column, N)
-            table = distance_rows(positions[1], positions, head, least, R, HEAD_DIM, BLOCK_D)
             row_of = tl.arange(0, R)[None, :] + tl.arange(0, N)[:, None] - (N - 1)
-            there = (row_of >= 0) & (row_of < M)
-            index = tl.where(there, row_of, 0)
-            by_distance = tl.where(there, tl.gather(score_grad, index, 1), 0.0)
-            table = table.to(score_grad.dtype)
-            by_distance = by_distance.to(score_grad.dtype)
-            dk = tl.dot(by_distance, table, dk, input_precision=PRECISION)
+            dk = add_gathered(
+                dk, score_grad, positions[1], positions, head, least_distance(row, column, N),
+                row_of, M, R, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
     return dk

@@ -108,6 +108,7 @@ def textbook_attention(
     prompt_ids: Tensor | None = None,
     prompt_bounds: Tensor | None = None,
     key_mask: Tensor | None = None,
+    positions: RelativePositions | None = None,
     scale: float | None = None,
     causal: bool = False,
     window: int | None = None,
@@ -131,7 +132,10 @@ def textbook_attention(
         values = torch.cat((prefix_value[start:end].transpose(0, 1), value[row]), 1)
         visible = near if key_mask is None else near & key_mask[row]
         visible = torch.cat((visible.new_ones(length, end - start), visible), 1)
-        scores = (query[row] @ keys.transpose(1, 2) * scale).masked_fill(~visible, float("-inf"))
+        scores = query[row] @ keys.transpose(1, 2)
+        if positions is not None:
+            scores[..., end - start :] += _position_scores(query[row], key[row], positions)
+        scores = (scores * scale).masked_fill(~visible, float("-inf"))
         weights = scores.softmax(-1)
         if prefix_gate is not None:
             gate = prefix_gate[start:end].T[:, None]  # (heads, 1, prompt_length)
@@ -140,6 +144,19 @@ def textbook_attention(
         weights = weights.masked_fill(~visible.any(-1, keepdim=True), 0)
         outputs.append(weights @ values)
     return torch.stack(outputs) if outputs else torch.zeros_like(query)
+
+
+def _position_scores(query: Tensor, key: Tensor, positions: RelativePositions) -> Tensor:
+    """(heads, length, length), every row of a table looked up for every pair of places."""
+    place = torch.arange(query.shape[1], device=query.device)
+    reach = len(positions.bucket) // 2
+    bucket = positions.bucket.long()[place[:, None] - place + reach]
+    scores = query.new_zeros(len(query), len(place), len(place))
+    if positions.key is not None:
+        scores = scores + torch.einsum("hid,ijhd->hij", query, positions.key[bucket])
+    if positions.query is not None:
+        scores = scores + torch.einsum("hjd,ijhd->hij", key, positions.query[bucket])
+    return scores
 
 
 def relative_l2(actual: Tensor, exact: Tensor) -> float:

@@ -87,3 +87,13 @@ def assert_close(actual, expected, limit):
         assert torch.equal(x.isfinite(), finite), name
         assert torch.equal(x[~finite].float(), y[~finite].float()), name
         assert relative_l2(x[finite], y[finite]) <= limit, name
+
+
+def with_gradients(function, inputs, **options):
+    """The output and the gradients of a fixed projection of it, by name."""
+    names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
+    out = function(**inputs | leaves, **options)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad((out * weight.to(out)).sum(), tuple(leaves.values()))
+    return {"out": out} | dict(zip(names, grads, strict=True))

@@ -5,9 +5,9 @@ import torch
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
 from ptv2_kernels.testing import GRADIENTS, make_inputs, pack, relative_l2, textbook_attention
+from tests.kernels.numerics import with_gradients
 
 IMPLEMENTATIONS = ("reference", "native", "triton")
-NAMES = (*GRADIENTS, "prefix_gate")
 MIXED = dict(prompts=(5, 0, 3), mixed=True, masked=True, batch=6)
 
 
@@ -16,15 +16,6 @@ def impl(request):
     if request.param == "triton":
         pytest.importorskip("triton")
     return request.param
-
-
-def with_gradients(function, inputs, **options):
-    """The output and the gradients of a fixed projection of it, by name."""
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in NAMES}
-    out = function(**inputs | leaves, **options)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    grads = torch.autograd.grad((out * weight.to(out)).sum(), tuple(leaves.values()))
-    return {"out": out} | dict(zip(NAMES, grads, strict=True))
 
 
 def assert_close(actual, expected, limit):

@@ -16,7 +16,9 @@ from ptv2_kernels.testing import (
     make_positions,
     pack,
     relative_l2,
+    textbook_attention,
 )
+from tests.kernels.numerics import exact, with_gradients
 
 MIXED = dict(prompts=(5, 0, 3), mixed=True, masked=True, batch=6)
 CASES = {
@@ -37,67 +39,6 @@ def impl(request):
     return request.param
 
 
-def textbook(
-    query,
-    key,
-    value,
-    prefix_key,
-    prefix_value,
-    positions,
-    *,
-    key_mask=None,
-    prompt_ids=None,
-    prompt_bounds=None,
-    prefix_gate=None,
-    causal=False,
-    window=None,
-):
-    """A loop over the sequences, with the prompt concatenated and no score of its positions."""
-    heads, length, head_dim = query.shape[1:]
-    place = torch.arange(length)
-    distance = place[:, None] - place
-    bucket = positions.bucket.long()[distance + len(positions.bucket) // 2]
-    near = distance.abs() <= (length if window is None else window)
-    near = near & (distance >= 0) if causal else near
-    outputs = []
-    for row in range(len(query)):
-        prompt = 0 if prompt_ids is None else int(prompt_ids[row])
-        start, end = (0, len(prefix_key)) if prompt_bounds is None else prompt_bounds[prompt]
-        start, end = (0, 0) if prompt < 0 else (int(start), int(end))
-        q, k = query[row], key[row]
-        own = q @ k.transpose(1, 2)
-        if positions.key is not None:
-            own = own + torch.einsum("hid,ijhd->hij", q, positions.key[bucket])
-        if positions.query is not None:
-            own = own + torch.einsum("hjd,ijhd->hij", k, positions.query[bucket])
-        scores = torch.cat((q @ prefix_key[start:end].permute(1, 2, 0), own), -1) / head_dim**0.5
-        visible = near if key_mask is None else near & key_mask[row]
-        visible = torch.cat((visible.new_ones(length, end - start), visible), 1)
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-        if prefix_gate is not None:
-            gate = prefix_gate[start:end].T[:, None]
-            weights = weights * torch.cat((gate, gate.new_ones(heads, 1, length)), -1)
-            weights = weights / weights.sum(-1, keepdim=True)
-        weights = weights.masked_fill(~visible.any(-1, keepdim=True), 0)
-        outputs.append(
-            weights @ torch.cat((prefix_value[start:end].transpose(0, 1), value[row]), 1)
-        )
-    return torch.stack(outputs)
-
-
-def with_gradients(function, inputs, **options):
-    names = (*GRADIENTS, "prefix_gate") if "prefix_gate" in inputs else GRADIENTS
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
-    out = function(**inputs | leaves, **options)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    grads = torch.autograd.grad((out * weight.to(out)).sum(), tuple(leaves.values()))
-    return {"out": out} | dict(zip(names, grads, strict=True))
-
-
-def exact(x):
-    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-
 @pytest.mark.parametrize(
     ("case", "kinds"),
     [(case, "both") for case in CASES]
@@ -112,7 +53,7 @@ def test_equals_textbook(impl, case, kinds):
     actual = with_gradients(prefix_attention, inputs, positions=positions, impl=impl, **options)
     double = {name: exact(x) for name, x in inputs.items()}
     tables = RelativePositions(*map(exact, positions))
-    expected = with_gradients(textbook, double, positions=tables, **options)
+    expected = with_gradients(textbook_attention, double, positions=tables, **options)
     for name, x in actual.items():
         assert relative_l2(x, expected[name]) <= LIMITS[torch.float32], name
 
@@ -123,7 +64,7 @@ def test_half_precision(impl):
     actual = with_gradients(prefix_attention, inputs, positions=positions, impl=impl)
     double = {name: exact(x) for name, x in inputs.items()}
     tables = RelativePositions(*map(exact, positions))
-    expected = with_gradients(textbook, double, positions=tables)
+    expected = with_gradients(textbook_attention, double, positions=tables)
     for name, x in actual.items():
         assert x.dtype == torch.float16
         assert relative_l2(x, expected[name]) <= LIMITS[torch.float16], name
