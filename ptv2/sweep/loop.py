@@ -1,6 +1,5 @@
 """The training loop of a sweep: one forward and one backward a step for all runs."""
 
-import io
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -11,7 +10,6 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from .. import storage
 from ..model import PromptModel
 from ..outputs import MixedTaskOutput
 from ..tasks.collate import mix
@@ -21,8 +19,7 @@ from .features import Features
 from .learner import Learner
 from .results import Results
 from .runs import Run
-
-STATE = "sweep.pt"
+from .state import load_state, save_state
 
 
 class Loop:
@@ -149,16 +146,13 @@ class Loop:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        file = io.BytesIO()
-        torch.save(state, file)
-        storage.commit(self.checkpoints, {STATE: file.getvalue()})
+        save_state(self.checkpoints, state)
 
     def resume(self) -> None:
         """Go back to the last checkpoint, if there is one."""
-        if not storage.holds(self.checkpoints, STATE):
+        state = load_state(self.checkpoints)
+        if state is None:
             return
-        file = io.BytesIO(storage.read(self.checkpoints, STATE))
-        state = torch.load(file, map_location="cpu", weights_only=True)
         for learner, own in zip(self.learners, state["learners"], strict=True):
             learner.load_state_dict(own)
         torch.set_rng_state(state["random"])
