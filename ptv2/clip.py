@@ -10,7 +10,7 @@ from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
 from .config import PromptConfig
-from .model import PromptModel
+from .model import PromptModel, UnknownTaskError
 from .task_model import leave_out_backbone
 
 Tasks = str | Sequence[str | None] | None
@@ -117,7 +117,11 @@ class ClipPromptModel(nn.Module):
         )
 
     def save_task(self, name: str, directory: str | PathLike[str]) -> None:
-        """Save a task's prompts, in the folders `text` and `images`."""
+        """Save a task's prompts, in the folders `text` and `images`.
+
+        Raises:
+            UnknownTaskError: neither encoder has it.
+        """
         for part, encoder in self._encoders(name).items():
             encoder.save_task(name, Path(directory) / part)
 
@@ -137,7 +141,7 @@ class ClipPromptModel(nn.Module):
                 encoder: PromptModel = getattr(self, part)
                 name = encoder.load_task(Path(directory) / part, name)
                 loaded.append(encoder)
-        except ValueError:
+        except (ValueError, OSError):
             for encoder in loaded:
                 encoder.remove_task(str(name))
             raise
@@ -151,5 +155,5 @@ class ClipPromptModel(nn.Module):
         }
         if not found:
             known = ", ".join({**self.text.tasks, **self.images.tasks}) or "none"
-            raise ValueError(f"task: {name!r} is unknown; the model's tasks are: {known}")
+            raise UnknownTaskError(f"task: {name!r} is unknown; the model's tasks are: {known}")
         return found

@@ -105,13 +105,13 @@ class Prompt(nn.Module):
         Raises:
             ValueError: the other prompt does not fit.
         """
-        if self.layers != other.layers and self.config.depth == other.config.depth:
+        self._require_like(other.config, "start_from", ("depth",))
+        if self.layers != other.layers:
             raise ValueError(
                 f"start_from: expected a prompt with layers {self.layers}, got {other.layers}"
             )
         if self.gate is None and other.gate is not None:
             raise ValueError("start_from: expected a prompt with gate False, got True")
-        self._require_like(other.config, "start_from", ("depth",))
         values = folded.key_value if folded.embeddings is None else folded.embeddings
         if self.config.folds:
             self._require_like(other.config, "start_from", ("parametrization", "injection"))

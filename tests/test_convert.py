@@ -227,6 +227,9 @@ def test_official_checkpoints_that_are_refused(official, change, message, tmp_pa
         ({"config__leave_out": []}, "prompt: expected"),
         ({"model_type": "roberta"}, "expected model_type 'bert' of .*, got 'roberta'"),
         ({"name": "other"}, "source: expected tensors of .prefix_tunings.other.self_prefix."),
+        ({"config__prefix_length": 5}, "expected a prefix_length that divides"),
+        ({"config__prefix_length": 2}, "prompt: expected"),
+        ({"config__prefix_length": 0}, "expected a prefix_length that divides"),
     ],
 )
 def test_adapters_that_are_refused(changes, message, tmp_path):
@@ -251,6 +254,42 @@ def test_heads_of_adapters_that_are_refused(case, changes, message, tmp_path):
     edit(folder / "head_config.json", **changes)
     with pytest.raises(ValueError, match=message):
         import_prompt(load_backbone(folder / "backbone"), folder, "task")
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "name"),
+    [
+        ("bert-flat", "adapter_config.json", "name"),
+        ("bert-flat", "adapter_config.json", "config.prefix_length"),
+        ("bert-mlp", "adapter_config.json", "config.bottleneck_size"),
+        ("bert-mlp", "head_config.json", "config"),
+    ],
+)
+def test_adapters_without_a_field(case, file, name, tmp_path):
+    folder = copy_case(case, tmp_path)
+    settings = json.loads((folder / file).read_text())
+    *outer, last = name.split(".")
+    del (settings[outer[0]] if outer else settings)[last]
+    (folder / file).write_text(json.dumps(settings))
+    model = load_backbone(folder / "backbone")
+    with pytest.raises(ValueError, match=f"{file}: expected {last}, got"):
+        import_prompt(model, folder, "task")
+    assert not model.tasks
+
+
+@pytest.mark.parametrize("case", ["bert-flat", "bert-mlp"])
+def test_adapters_without_a_tensor(case, tmp_path):
+    for removed in range(3):
+        folder = copy_case(case, tmp_path / str(removed))
+        place = folder / "pytorch_adapter.bin"
+        tensors = torch.load(place, weights_only=True)
+        names = sorted({key.split("self_prefix.")[1] for key in tensors})
+        gone = names[removed % len(names)]
+        torch.save({k: x for k, x in tensors.items() if not k.endswith(gone)}, place)
+        model = load_backbone(folder / "backbone")
+        with pytest.raises(ValueError, match=r"(source|prompt): expected"):
+            import_prompt(model, folder, "task")
+        assert not model.tasks
 
 
 def test_command(tmp_path):

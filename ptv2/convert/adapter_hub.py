@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import PromptConfig
 from ..families import Geometry
 from ..model import PromptModel
-from .foreign import ForeignPrompt, label_names, read_json, read_tensors, unflatten
+from .foreign import ForeignPrompt, field, label_names, read_json, read_tensors, unflatten
 
 CONFIG = "adapter_config.json"
 _KINDS = {
@@ -48,11 +48,13 @@ def import_adapters(
     tensors = read_tensors(directory, ("adapter.safetensors", "pytorch_adapter.bin"))
     layers = [i for i in range(model.geometry.layers) if i not in settings.get("leave_out", [])]
     geometry = replace(model.geometry, layers=len(layers))
-    prompt, form = _read_prompt(_own_part(tensors, description["name"]), settings, geometry)
+    prompt, form = _read_prompt(
+        _own_part(tensors, field(description, "name", CONFIG)), settings, geometry
+    )
     kind, head, fields = _read_head(directory, labels)
     config = PromptConfig(
         kind,  # type: ignore[arg-type]
-        prompt_length=int(settings["prefix_length"]),
+        prompt_length=int(field(settings, "prefix_length", CONFIG)),
         layers=tuple(layers) if len(layers) < model.geometry.layers else None,
         prompt_dropout=float(settings.get("dropout", 0.0)),
         pooling="first",
@@ -94,15 +96,23 @@ def _read_prompt(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of a `Prompt`, and the fields of its parametrisation."""
     if settings.get("flat"):
-        flat = tensors["control_trans"].reshape(int(settings["prefix_length"]), -1)
-        return {"embedding": unflatten(flat, geometry)}, {}
+        length = int(field(settings, "prefix_length", CONFIG))
+        flat = field(tensors, "control_trans", "source")
+        if length < 1 or flat.numel() % length:
+            raise ValueError(
+                f"{CONFIG}: expected a prefix_length that divides {flat.numel()}, got {length}"
+            )
+        return {"embedding": unflatten(flat.reshape(length, -1), geometry)}, {}
     network = {
         key.replace("control_trans", "network"): x
         for key, x in tensors.items()
         if key.startswith("control_trans.")
     }
-    form = {"parametrization": "mlp", "network_size": int(settings["bottleneck_size"])}
-    return {"embedding": tensors["wte.weight"], **network}, form
+    form = {
+        "parametrization": "mlp",
+        "network_size": int(field(settings, "bottleneck_size", CONFIG)),
+    }
+    return {"embedding": field(tensors, "wte.weight", "source"), **network}, form
 
 
 def _read_head(
@@ -112,7 +122,7 @@ def _read_head(
     place = directory / "head_config.json"
     if not place.is_file():
         return "feature-extraction", {}, {}
-    settings = read_json(place)["config"]
+    settings = field(read_json(place), "config", place.name)
     if settings.get("head_type") not in _KINDS:
         raise ValueError(
             f"head_type: expected {' or '.join(_KINDS)}, got {settings.get('head_type')!r}"
@@ -137,7 +147,7 @@ def _read_head(
         fields["head_activation"] = settings.get("activation_function")
     if kind.endswith("classification"):
         stored = settings.get("label2id") or {}
-        classes = len(head["linear.weight"])
+        classes = len(field(head, "linear.weight", "head"))
         found = labels or (
             sorted(stored, key=stored.__getitem__) if len(stored) == classes else None
         )

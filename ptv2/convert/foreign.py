@@ -49,6 +49,8 @@ class ForeignPrompt:
 def _require_shapes(
     what: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> None:
+    if unexpected := sorted(found.keys() - expected.keys()):
+        raise ValueError(f"{what}: expected {sorted(expected)}, got {', '.join(unexpected)} too")
     for name, x in expected.items():
         if name not in found or found[name].shape != x.shape:
             got = tuple(found[name].shape) if name in found else "none"
@@ -84,6 +86,17 @@ def label_names(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if len(names) != count:
         raise ValueError(f"labels: expected {count}, as the head has, got {len(names)}: {names}")
     return names
+
+
+def field(values: Mapping[str, Any], name: str, where: str) -> Any:
+    """A value that has to be there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if name not in values:
+        raise ValueError(f"{where}: expected {name}, got {', '.join(sorted(values)) or 'nothing'}")
+    return values[name]
 
 
 def read_json(place: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import storage
 from ..config import PromptConfig
 from ..model import PromptModel
-from .foreign import ForeignPrompt, flatten, label_names, read_json, read_tensors, unflatten
+from .foreign import ForeignPrompt, field, flatten, label_names, read_json, read_tensors, unflatten
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KINDS = {
@@ -59,9 +59,7 @@ def import_peft(
         key.removeprefix("base_model.").removeprefix("model."): x for key, x in tensors.items()
     }
     kind = _require_prefix(model, settings)
-    if "prompt_embeddings" not in tensors:
-        raise ValueError(f"{directory}: expected prompt_embeddings, got {sorted(tensors)}")
-    key_value = unflatten(tensors["prompt_embeddings"], model.geometry)
+    key_value = unflatten(field(tensors, "prompt_embeddings", "source"), model.geometry)
     head = {} if kind == "feature-extraction" else _read_head(model, kind, tensors)
     length = key_value.shape[3]
     config = PromptConfig(
@@ -154,11 +152,11 @@ def _require_exportable(model: PromptModel, config: PromptConfig) -> None:
         expected |= {"head_activation": _activation(model, config.task)}
     if not config.task.endswith("classification") and _has_token_types(model):
         expected |= {"token_types": False}
-    for field, value in expected.items():
-        if getattr(config, field) != value:
+    for name, value in expected.items():
+        if getattr(config, name) != value:
             raise ValueError(
-                f"{field}: PEFT computes with {value!r}, got a prompt trained with "
-                f"{getattr(config, field)!r}"
+                f"{name}: PEFT computes with {value!r}, got a prompt trained with "
+                f"{getattr(config, name)!r}"
             )
     if config.layers not in (None, tuple(range(model.geometry.layers))):
         raise ValueError(f"layers: PEFT has a prefix in all of them, got {config.layers}")

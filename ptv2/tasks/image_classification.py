@@ -38,15 +38,15 @@ class ImageClassification(Task):
         return replace(self, labels=fitted.labels)
 
     def prepare(self, data: Dataset, labelled: bool = True) -> Dataset:
-        check_columns(data, image_column=self.image_column)
-        if isinstance(data.features[self.image_column], Image):
+        if isinstance(data.features.get(self.image_column), Image):  # else reading would decode
             data = data.cast_column(self.image_column, Image(decode=False))
+        check_columns(data, image_column=self.image_column)
         images = [_source(image) for image in data[self.image_column]]
         for place, image in enumerate(images):
             _require_image(image, example(data, place))
         features: dict[str, Any] = {"image": images, "example": list(range(len(images)))}
         if labelled:
-            features["labels"] = self._classes._targets(data)
+            features["labels"] = self._classes.targets(data)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | Path]) -> Dataset:
@@ -58,9 +58,13 @@ class ImageClassification(Task):
 
     def sequences(self, feature: Feature) -> list[Feature]:
         """Read the image: `pixel_values` (channels, height, width)."""
-        with _open(feature["image"]) as image:
-            pixels = self.tokenizer(image.convert("RGB"), return_tensors="pt")["pixel_values"]
-        return [{"pixel_values": pixels[0]}]
+        try:
+            with _open(feature["image"]) as image:
+                rgb = image.convert("RGB")
+        except OSError as error:  # the head of the file was read before
+            where = feature["image"]["path"] or f"example {feature['example']}"
+            raise ValueError(f"image_column: the image {where} cannot be read: {error}") from None
+        return [{"pixel_values": self.tokenizer(rgb, return_tensors="pt")["pixel_values"][0]}]
 
     def lengths(self, feature: Feature) -> list[int]:
         """All images are as long as each other."""
@@ -102,6 +106,8 @@ def _open(source: dict[str, Any]) -> Any:
 
 
 def _require_image(source: dict[str, Any], where: str) -> None:
+    if source["bytes"] is None and source["path"] is None:
+        raise ValueError(f"image_column: expected bytes or a path in {where}, got neither")
     try:
         _open(source).close()
     except ImportError:

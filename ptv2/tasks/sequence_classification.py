@@ -61,7 +61,7 @@ class SequenceClassification(Task):
         values = [value for part in parts for value in part[self.label_column]]
         if self.labels:
             for part in parts:
-                self._targets(part)
+                self.targets(part)
             return self
         if not self.multi_label and _are_numbers(values):
             return replace(self, labels=(self.label_column,))
@@ -77,14 +77,14 @@ class SequenceClassification(Task):
         columns = text_columns(data, self.text_column, self.text_pair_column)
         features = encode_texts(self, columns)
         if labelled:
-            features["labels"] = self._targets(data)
+            features["labels"] = self.targets(data)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> Dataset:
         """Features of texts, or of (text, text_pair)s."""
         return Dataset.from_dict(encode_texts(self, inputs))
 
-    def _targets(self, data: Dataset) -> list[Any]:
+    def targets(self, data: Dataset) -> list[Any]:
         """What the loss takes: label ids, numbers, or a 0 or 1 for every label."""
         column, where = self.label_column, partial(example, data)
         if self.regression:
@@ -142,7 +142,7 @@ class SequenceClassification(Task):
 
     def references(self, data: Dataset) -> list[Any]:
         """Each example's label, its list of labels, or its number."""
-        targets = self._targets(data)
+        targets = self.targets(data)
         if self.regression:
             return targets
         if self.multi_label:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +143,19 @@ def test_a_file_that_is_no_image(rows, tmp_path):
     numbers = Dataset.from_dict({"image": [x["image"] for x in rows], "label": [0.5] * 18})
     with pytest.raises(ValueError, match="label_column: expected one class an image, got numbers"):
         ImageClassification(None).fit_labels(numbers)
+
+
+def test_images_that_cannot_be_read(rows, tmp_path):
+    """A file that ends too soon has its head; it is named when a batch needs it."""
+    whole = Path(rows[0]["image"]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 30])
+    data = Dataset.from_dict({"image": [str(tmp_path / "cut.png")], "label": ["red"]})
+    task = ImageClassification(ViTImageProcessor(size={"height": 16, "width": 16}), ("red", "a"))
+    (feature,) = task.prepare(data)
+    with pytest.raises(ValueError, match=r"image_column: the image .*cut\.png cannot be read"):
+        task.sequences(feature)
+    nothing = Dataset.from_dict({"image": [{"bytes": None, "path": None}], "label": ["red"]})
+    with pytest.raises(ValueError, match="image_column: expected bytes or a path in example 0"):
+        task.prepare(nothing)
+    with pytest.raises(ValueError, match="image_column: expected one of the data's columns"):
+        task.prepare(data.rename_column("image", "picture"))
