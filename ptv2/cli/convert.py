@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..assets import read_asset
+from ..clip import ClipPromptModel
 from ..convert import export_peft, import_prompt, load_backbone
 from ..convert.foreign import read_json
 from .options import Backbone, option, reports_errors
@@ -38,6 +39,8 @@ def convert(
 def _export(source: Path, output: Path, backbone: str | None) -> None:
     asset = read_asset(source)
     model = load_backbone(backbone or asset.backbone["name_or_path"])
+    if isinstance(model, ClipPromptModel):
+        raise ValueError("backbone: PEFT has no prefixes for CLIP")
     export_peft(model, model.load_task(source), output)
     typer.echo(f"PEFT's prefix-tuning adapter in {output}")
 

@@ -1,8 +1,12 @@
 """Prefix tuning of adapter-hub's `adapters` (1.3's format), read.
 
-Positions are not moved there. A classifier of two layers has tanh or gelu between them.
+Positions are not moved there. A classifier of two layers has tanh or gelu between them. DeBERTa v1
+cannot be read: `adapters` gives its attention a random bias that it computes with and never saves.
+To DistilBERT's scores of the prefix it adds 1 in batches with padding under SDPA, its default, and
+nothing in others or in eager attention: what is read is the latter, with a warning.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -11,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..clip import ClipPromptModel
 from ..config import PromptConfig
-from ..families import Geometry
+from ..families import family_of
 from ..model import PromptModel
 from .foreign import ForeignPrompt, field, label_names, read_json, read_tensors, unflatten
 
@@ -23,12 +28,25 @@ _KINDS = {
     "tagging": "token-classification",
     "question_answering": "question-answering",
     "multiple_choice": "multiple-choice",
+    "image_classification": "image-classification",
 }
-_FAMILIES = ("albert", "bert", "distilbert", "electra", "roberta", "xlm-roberta")
+_PLACES = {
+    "albert": "self_prefix",
+    "bert": "self_prefix",
+    "clip_text_model": "clip_text_model_self_prefix",
+    "clip_vision_model": "clip_vision_model_self_prefix",
+    "deberta-v2": "self_prefix",
+    "distilbert": "self",
+    "electra": "self_prefix",
+    "roberta": "self_prefix",
+    "vit": "self_prefix",
+    "xlm-roberta": "self_prefix",
+}
+"""What the prefix is called in an encoder of each family."""
 
 
 def import_adapters(
-    model: PromptModel,
+    model: PromptModel | ClipPromptModel,
     directory: str | PathLike[str],
     name: str,
     labels: Sequence[str] | None = None,
@@ -46,25 +64,35 @@ def import_adapters(
     description = read_json(directory / CONFIG)
     settings = _require_prefix(model, description)
     tensors = read_tensors(directory, ("adapter.safetensors", "pytorch_adapter.bin"))
-    layers = [i for i in range(model.geometry.layers) if i not in settings.get("leave_out", [])]
-    geometry = replace(model.geometry, layers=len(layers))
-    prompt, form = _read_prompt(
-        _own_part(tensors, field(description, "name", CONFIG)), settings, geometry
-    )
     kind, head, fields = _read_head(directory, labels)
-    config = PromptConfig(
-        kind,  # type: ignore[arg-type]
-        prompt_length=int(field(settings, "prefix_length", CONFIG)),
-        layers=tuple(layers) if len(layers) < model.geometry.layers else None,
-        prompt_dropout=float(settings.get("dropout", 0.0)),
-        pooling="first",
-        **form,
-        **fields,
-    )
-    ForeignPrompt(config, prompt, head).add_to(model, name)
+    if isinstance(model, ClipPromptModel) and kind != "feature-extraction":
+        raise ValueError(f"head_config.json: expected no head on CLIP, got one for {kind}")
+    prompts = []
+    for encoder, left_out in _encoders(model, settings):
+        own = _own_part(encoder, tensors, field(description, "name", CONFIG))
+        prompt, form = _read_prompt(encoder, own, settings, left_out)
+        config = PromptConfig(
+            kind,  # type: ignore[arg-type]
+            prompt_length=int(field(settings, "prefix_length", CONFIG)),
+            prompt_dropout=float(settings.get("dropout", 0.0)),
+            **form,
+            **fields,
+        )
+        prompts.append((encoder, ForeignPrompt(config, prompt, head)))
+    added: list[PromptModel] = []
+    try:
+        for encoder, foreign in prompts:
+            foreign.add_to(encoder, name)
+            added.append(encoder)
+    except ValueError:
+        for encoder in added:
+            encoder.remove_task(name)
+        raise
 
 
-def _require_prefix(model: PromptModel, description: Mapping[str, Any]) -> dict[str, Any]:
+def _require_prefix(
+    model: PromptModel | ClipPromptModel, description: Mapping[str, Any]
+) -> dict[str, Any]:
     """The settings of an adapter that computes what a prompt here computes."""
     settings = description.get("config")
     if not isinstance(settings, dict) or settings.get("architecture") != "prefix_tuning":
@@ -75,16 +103,36 @@ def _require_prefix(model: PromptModel, description: Mapping[str, Any]) -> dict[
     if not settings.get("flat") and settings.get("non_linearity") != "tanh":
         raise ValueError(f"non_linearity: expected 'tanh', got {settings.get('non_linearity')!r}")
     family, own = description.get("model_type"), model.backbone.config.model_type
-    if family != own or own not in _FAMILIES:
+    families = ("clip", *_PLACES)
+    if family != own or own not in families:
         raise ValueError(
-            f"{CONFIG}: expected model_type {own!r} of {', '.join(_FAMILIES)}, got {family!r}"
+            f"{CONFIG}: expected model_type {own!r} of {', '.join(families)}, got {family!r}"
+        )
+    if own == "distilbert":
+        warnings.warn(
+            "adapters adds 1 to the scores of DistilBERT's prefix in batches with padding under "
+            "SDPA; it is read as without, so that outputs differ from those",
+            stacklevel=3,
         )
     return settings
 
 
-def _own_part(tensors: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
-    """The prefix's tensors; the files repeat them for every layer."""
-    marker = f".prefix_tunings.{adapter}.self_prefix."
+def _encoders(
+    model: PromptModel | ClipPromptModel, settings: Mapping[str, Any]
+) -> list[tuple[PromptModel, set[int]]]:
+    """What gets a prompt, and the layers that have none there."""
+    left_out = {int(layer) for layer in settings.get("leave_out") or ()}
+    if isinstance(model, PromptModel):
+        return [(model, left_out)]
+    texts = model.text.geometry.layers  # the layers for images are counted after these
+    return [(model.text, left_out), (model.images, {layer - texts for layer in left_out})]
+
+
+def _own_part(
+    model: PromptModel, tensors: Mapping[str, Tensor], adapter: str
+) -> dict[str, Tensor]:
+    """An encoder's prefix; the files repeat it for every layer."""
+    marker = f".prefix_tunings.{adapter}.{_PLACES[model.backbone.config.model_type]}."
     found = {key.split(marker)[1]: x for key, x in tensors.items() if marker in key}
     if not found:
         raise ValueError(f"source: expected tensors of {marker}, got {sorted(tensors)[:3]}")
@@ -92,9 +140,19 @@ def _own_part(tensors: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:
 
 
 def _read_prompt(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], geometry: Geometry
+    model: PromptModel,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    left_out: set[int],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of a `Prompt`, and the fields of its parametrisation."""
+    """The state of a `Prompt`, and the fields of its form and layers."""
+    modules = family_of(model.backbone.config.model_type).layers(model.backbone)
+    distinct = list(dict.fromkeys(modules))  # one prefix where layers share a module
+    kept = [i for i in range(len(distinct)) if i not in left_out]
+    places = [distinct.index(module) for module in modules]
+    layers = tuple(layer for layer, place in enumerate(places) if place in kept)
+    order = [kept.index(places[layer]) for layer in layers]
+    form: dict[str, Any] = {"layers": None if len(layers) == len(modules) else layers}
     if settings.get("flat"):
         length = int(field(settings, "prefix_length", CONFIG))
         flat = field(tensors, "control_trans", "source")
@@ -102,13 +160,19 @@ def _read_prompt(
             raise ValueError(
                 f"{CONFIG}: expected a prefix_length that divides {flat.numel()}, got {length}"
             )
-        return {"embedding": unflatten(flat.reshape(length, -1), geometry)}, {}
+        geometry = replace(model.geometry, layers=len(kept))
+        return {"embedding": unflatten(flat.reshape(length, -1), geometry)[order]}, form
     network = {
         key.replace("control_trans", "network"): x
         for key, x in tensors.items()
         if key.startswith("control_trans.")
     }
-    form = {
+    for part in ("network.2.weight", "network.2.bias"):
+        found = field(network, part, "source")
+        if not kept or len(found) % len(kept):
+            raise ValueError(f"source: expected {part} for {len(kept)} layers, got {len(found)}")
+        network[part] = found.unflatten(0, (len(kept), -1))[order].flatten(0, 1)
+    form |= {
         "parametrization": "mlp",
         "network_size": int(field(settings, "bottleneck_size", CONFIG)),
     }
@@ -129,6 +193,8 @@ def _read_head(
         )
     if settings.get("use_pooler"):
         raise ValueError("use_pooler: expected a head on the first token, got one on the pooler")
+    if settings.get("multilabel"):
+        raise ValueError("multilabel: expected one label an image, got any number of them")
     kind = _KINDS[settings["head_type"]]
     tensors = read_tensors(directory, ("model_head.safetensors", "pytorch_model_head.bin"))
     modules = sorted({int(key.split(".")[-2]) for key in tensors})
@@ -142,7 +208,8 @@ def _read_head(
         for key, x in tensors.items()
         if key.endswith(f".{module}.{part}")
     }
-    fields: dict[str, Any] = {"multi_label": settings["head_type"].startswith("multilabel")}
+    multi_label = settings["head_type"].startswith("multilabel")
+    fields: dict[str, Any] = {"pooling": "first", "multi_label": multi_label}
     if "dense" in names:
         fields["head_activation"] = settings.get("activation_function")
     if kind.endswith("classification"):

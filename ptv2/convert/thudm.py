@@ -1,9 +1,10 @@
 """Checkpoints of the official P-Tuning v2 code (THUDM/P-tuning-v2), read.
 
 It saves the whole model: the frozen backbone, `prefix_encoder` and the head. As in PEFT, the
-sequence's own positions begin at P. Its sequence classifiers and multiple choices stand on the
-backbone's pooler; RoBERTa has none when it is pretrained, so the code draws one at random, trains
-no gradient into it and saves it: the checkpoint's pooler is used, never the backbone's.
+sequence's own positions begin at P, where the backbone adds positions to its input. Its sequence
+classifiers and multiple choices stand on the backbone's pooler; RoBERTa has none when it is
+pretrained, so the code draws one at random, trains no gradient into it and saves it: the
+checkpoint's pooler is used, never the backbone's. DeBERTa's is beside the backbone, and trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..config import PromptConfig
 from ..model import PromptModel
@@ -22,9 +24,10 @@ _KINDS = {
     "PrefixForSequenceClassification": "sequence-classification",
     "PrefixForTokenClassification": "token-classification",
     "PrefixForQuestionAnswering": "question-answering",
+    "PrefixModelForQuestionAnswering": "question-answering",
     "PrefixForMultipleChoice": "multiple-choice",
 }
-_FAMILIES = ("bert", "roberta")
+_FAMILIES = ("bert", "roberta", "deberta", "deberta-v2")
 _PREFIX = "prefix_encoder.embedding.weight"
 
 
@@ -53,15 +56,17 @@ def import_thudm(
     head = _read_head(model, kind, tensors)
     length = len(tensors[_PREFIX])
     prompt, form = _read_prompt(model, tensors)
+    backbone = model.backbone.config
+    activation: Any = _pooler(backbone)[1] if "dense.weight" in head else None
     dropout = float(settings.get("hidden_dropout_prob", 0.1))
     classes = len(head["linear.bias"]) if kind.endswith("classification") else 0
     config = PromptConfig(
         kind,  # type: ignore[arg-type]
         label_names(labels or _stored_labels(settings, classes), classes) if classes else (),
         prompt_length=length,
-        position_offset=length,
+        position_offset=length if getattr(backbone, "position_biased_input", True) else 0,
         pooling="first",
-        head_activation="tanh" if "dense.weight" in head else None,
+        head_activation=activation,
         prompt_dropout=dropout,
         head_dropout=dropout,
         **form,
@@ -87,14 +92,20 @@ def _require_same_backbone(
         raise ValueError(
             f"config.json: expected model_type {own!r} of {' or '.join(_FAMILIES)}, got {family!r}"
         )
+    if getattr(model.backbone.config, "conv_kernel_size", 0):
+        raise ValueError(
+            "conv_kernel_size: expected no convolution, into which the official code, unlike "
+            "transformers, lets the embeddings of padding"
+        )
+    prefix = model.backbone.base_model_prefix
     for name, weight in model.backbone.named_parameters():
-        theirs = tensors.get(f"{own}.{name}")
+        theirs = tensors.get(f"{prefix}.{name}")
         if theirs is None or name.startswith("pooler."):
             continue
         if theirs.shape != weight.shape or not torch.equal(theirs.to(weight), weight):
             raise ValueError(
                 f"source: its backbone is not {model.backbone.config._name_or_path!r}: "
-                f"{own}.{name} differs"
+                f"{prefix}.{name} differs"
             )
 
 
@@ -116,10 +127,9 @@ def _read_prompt(
 
 
 def _read_head(model: PromptModel, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    family = model.backbone.config.model_type
     layers = {"linear": "qa_outputs" if kind == "question-answering" else "classifier"}
     if kind in ("sequence-classification", "multiple-choice"):
-        layers["dense"] = f"{family}.pooler.dense"
+        layers["dense"] = _pooler(model.backbone.config)[0]
     found = {}
     for own, theirs in layers.items():
         for part in ("weight", "bias"):
@@ -127,6 +137,13 @@ def _read_head(model: PromptModel, kind: str, tensors: Mapping[str, Tensor]) -> 
                 raise ValueError(f"source: expected {theirs}.{part} in the checkpoint, found none")
             found[f"{own}.{part}"] = tensors[f"{theirs}.{part}"]
     return found
+
+
+def _pooler(backbone: PreTrainedConfig) -> tuple[str, str]:
+    """The layer under a classifier of whole sequences, and its activation."""
+    if backbone.model_type.startswith("deberta"):
+        return "pooler.dense", backbone.pooler_hidden_act
+    return f"{backbone.model_type}.pooler.dense", "tanh"
 
 
 def _stored_labels(settings: Mapping[str, Any], count: int) -> list[str] | None:
