@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Sequence
 from os import PathLike
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,9 +117,13 @@ class PromptStore(nn.Module):
             else:
                 states = layer_inputs(self.backbone, text)
             prompt.to(self.device).start_from_states(states, self._project)
+            prompt.origin = {"start_from_text": text[0].tolist()}
         if start_from is not None:
             other = self._saved_or_own_prompt(start_from)
             prompt.start_from(other, self._fold_without_dropout(other))
+            own = start_from in self.tasks
+            place = str(start_from) if own else str(Path(start_from).resolve())
+            prompt.origin = {"start_from": place}
         self._install(name, config, prompt, head)
 
     def _saved_or_own_prompt(self, place: str | PathLike[str]) -> Prompt:
@@ -140,6 +145,10 @@ class PromptStore(nn.Module):
         del self.tasks[name], self.prompts[name]
         if name in self.heads:
             del self.heads[name]
+
+    def origin(self, name: str) -> dict[str, Any]:
+        """What `add_task` took a prompt's first values from; empty if they are random."""
+        return self._prompt(name).origin
 
     def key_value(self, name: str) -> Tensor:
         """A task's prompt folded to keys and values, of the layers that carry it.

@@ -36,6 +36,7 @@ class Prompt(nn.Module):
     def __init__(self, config: PromptConfig, geometry: Geometry) -> None:
         super().__init__()
         self.config = config
+        self.origin: dict[str, Any] = {}  # what the first values are from; empty: random
         self.layers = tuple(range(geometry.layers)) if config.layers is None else config.layers
         if config.depth == "input":
             self.layers = ()

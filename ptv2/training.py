@@ -75,6 +75,8 @@ def train(
         "backbone": model.identity.describe(),
         "task": task.settings(),
         "prompt": model.tasks[name].to_dict(),
+        "start_from": None,
+        **model.origin(name),
         "train": asdict(config),
         "examples": {"train": len(data[0]), "validation": len(data[1])},
     }

@@ -8,6 +8,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from ptv2.assets import read_asset
 from ptv2.cli import app
 from tests.encoder import examples, save_encoder, write_csv, write_jsonl
 
@@ -297,13 +298,14 @@ def sweeping(work: Path, *extra: object) -> list[object]:
 def test_a_sweep_of_repeated_options(work: Path, tmp_path: Path) -> None:
     data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
     grid = ("--learning-rate", 1e-2, "--learning-rate", 3e-2, "--prompt-length", 3, "--seed", 0)
-    grid += ("--seed", 1, "--layers", "0,1")
+    grid += ("--seed", 1, "--layers", "0,1", "--gate")
     output = tmp_path / "sweep"
     result = ptv2(*sweeping(work, *SENTIMENT, *data, *grid, "--output", output))
     assert result.exit_code == 0, result.output
     table = json.loads((output / "sweep.json").read_text())
     names = ["lr1e-2-seed0", "lr1e-2-seed1", "lr3e-2-seed0", "lr3e-2-seed1"]
     assert [row["name"] for row in table["runs"]] == names
+    assert read_asset(output / "best").config.gate
     assert all(name in result.stdout for name in names)
     assert result.stdout.count("best") == 1
     text = ptv2("predict", "--prompt", output / "best", "--text", "a great film")

@@ -279,6 +279,29 @@ def test_a_run_is_resumed_only_with_its_settings(encoder: Path, tmp_path: Path) 
         train(predictor.model, "t", task, DATA, tmp_path / "run", other, resume=True)
 
 
+def test_a_run_says_what_its_prompt_started_from(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    model, config = predictor.model, replace(CONFIG, epochs=1, batch_size=24)
+    model.save_task("t", tmp_path / "other")
+    saved = tmp_path / "other"
+    starts = {
+        "random": ({}, {"start_from": None}),
+        "text": ({"start_from_text": [5, 6]}, {"start_from_text": [5, 6, 5, 6]}),
+        "saved": ({"start_from": saved / ".." / "other"}, {"start_from": str(saved)}),
+        "own": ({"start_from": "t"}, {"start_from": "t"}),
+    }
+    for name, (start, expected) in starts.items():
+        model.add_task(name, model.tasks["t"], **start)
+        train(model, name, task, DATA, tmp_path / name, config)
+        run = json.loads((tmp_path / name / "run_config.json").read_text())
+        assert expected.items() <= run.items()
+    model.remove_task("text")
+    model.add_task("text", model.tasks["t"])
+    message = r"resume: the run was started with start_from_text = \[5, 6, 5, 6\], got None"
+    with pytest.raises(ValueError, match=message):
+        train(model, "text", task, DATA, tmp_path / "text", config, resume=True)
+
+
 def test_nothing_is_overwritten_unasked(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
     (tmp_path / "notes.txt").write_text("mine")

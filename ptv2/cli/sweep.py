@@ -50,6 +50,9 @@ def sweep(
     parametrization: Annotated[Texts, option("direct, mlp or lstm.")] = None,
     injection: Annotated[Texts, option("key-value or hidden-state.")] = None,
     layers: Annotated[Texts, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
+    gate: Annotated[
+        bool, option("Learned gates, closed at the start, for all.", "--gate")
+    ] = False,
     init_std: Annotated[Numbers, option("Spread of the prompt at the start.")] = None,
     pooling: Annotated[Texts, option("mean or first, for one label a text.")] = None,
     learning_rate: Annotated[Numbers, option("Peak of the schedule.")] = None,
@@ -96,6 +99,7 @@ def sweep(
         "validation": validation,
         "train_split": train_split,
         "validation_split": validation_split,
+        "gate": gate or None,
         "precision": precision,
         "backbone_dropout": backbone_dropout,
         **{name: _one_or_all(given) for name, given in settings.items() if given},
