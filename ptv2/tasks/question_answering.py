@@ -1,6 +1,7 @@
 """Extractive question answering: the span of a context that answers a question."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .contexts import encode_contexts
 from .data import check_columns, example, texts_of
-from .squad import squad_scores
+from .squad import best_thresholds, squad_scores
 from .task import Answer, Feature, Task, by_example
 
 NO_ANSWER = 0
@@ -131,21 +132,23 @@ class QuestionAnswering(Task):
 
         "start" and "end" count characters of the context; no answer is "" with -1 for both. The
         score is the probability among the `n_best` spans of all windows and, with `no_answer`,
-        none at all; "null" then is how far the score of none exceeds the best span's.
+        none at all; "null" then is how far the score of none exceeds that of the best span, whose
+        text is "span".
         """
         spans = best_spans(logits, features, self.max_answer_length, self.n_best)
         candidates, scores = list(spans), list(spans.values())
         chosen, margin = 0, {}
+        text = features[0]["context"]
         if self.no_answer:
             null = min(float(window[NO_ANSWER].float().sum()) for window in logits)
-            margin = {"null": round(null - scores[0], 4)}
+            margin = {"null": round(null - scores[0], 4), "span": text[slice(*candidates[0])]}
             chosen = 0 if null - scores[0] <= self.null_threshold else -1
             candidates.append((-1, -1))
             scores.append(null)
         start, end = candidates[chosen]
         probability = torch.tensor(scores).softmax(-1)[chosen]
         return {
-            "answer": features[0]["context"][start:end],
+            "answer": text[start:end],
             "score": round(float(probability), 4),
             "start": start,
             "end": end,
@@ -186,8 +189,12 @@ class QuestionAnswering(Task):
         return pairs
 
     def score(self, answers: Sequence[Answer], references: Sequence[Any]) -> dict[str, float]:
-        """SQuAD's exact match and F1, from 0 to 1; see `squad_scores`."""
-        return squad_scores([answer["answer"] for answer in answers], references)
+        """SQuAD's exact match and F1, from 0 to 1; see `squad_scores` and `best_thresholds`."""
+        scores = squad_scores([answer["answer"] for answer in answers], references)
+        margins = [answer.get("null", math.nan) for answer in answers]
+        if not all(references) and all(map(math.isfinite, margins)):
+            scores |= best_thresholds([x["span"] for x in answers], margins, references)
+        return scores
 
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
         """The scores of one text for all: the commonest, where no answer counts as the text ""."""

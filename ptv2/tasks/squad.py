@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -53,6 +54,39 @@ def squad_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
             part = [row for row in rows if row[2] is kind]
             scores |= _means(prefix, part) if part else {}
     return scores
+
+
+def best_thresholds(
+    spans: Sequence[str], margins: Sequence[float], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """What the best limit for no answer would give, as the official SQuAD v2 evaluation finds it.
+
+    Args:
+        spans: the best answer to each question, had it to be one.
+        margins: how far the score of no answer exceeds that span's; it is chosen above the limit.
+        references: as in `squad_scores`.
+
+    Returns:
+        "best_exact_match" and "best_f1" and, each with the suffix "_threshold", their limits,
+        halfway between the margins of two questions.
+    """
+    order = sorted(range(len(margins)), key=margins.__getitem__)
+    edges = [margins[place] for place in order]
+    limits = [edges[0] - 1, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
+    apart = [True, *(a < b for a, b in pairwise(edges)), True]
+    found: dict[str, float] = {}
+    for name, metric in (("exact_match", exact_match), ("f1", f1)):
+        gains = [
+            best(metric, spans[i], references[i]) - best(metric, "", references[i]) for i in order
+        ]
+        none = sum(best(metric, "", accepted) for accepted in references)
+        totals = accumulate(gains, initial=none)
+        total, limit = max(
+            ((t, limit) for t, limit, ok in zip(totals, limits, apart, strict=True) if ok),
+            key=lambda pair: pair[0],
+        )
+        found |= {f"best_{name}": total / len(order), f"best_{name}_threshold": limit}
+    return found
 
 
 def best(metric: Callable[[str, str], float], answer: str, references: Sequence[str]) -> float:

@@ -183,7 +183,13 @@ def test_no_answer_is_the_lowest_first_token_of_the_windows(
     logits[1] = pointing(windows[1], 3, 3, 2.0)
     assert task.decode(logits, windows)["answer"] == "Rome"  # that window has 0 for none, 4 for it
     logits[1][0] = 3.0
-    assert task.decode(logits, windows)["answer"] == ""  # 6 - 4
+    rejected = task.decode(logits, windows)
+    assert (rejected["answer"], rejected["span"], rejected["null"]) == ("", "Rome", 2.0)  # 6 - 4
+    scores = task.score([rejected], [["Rome"]])
+    assert "best_f1" not in scores  # every question has an answer
+    scores = task.score([rejected, none], [["Rome"], []])
+    assert (scores["f1"], scores["best_f1"]) == (0.5, 1.0)
+    assert 2 < scores["best_f1_threshold"] < none["null"]
     careful = QuestionAnswering(
         tokenizer, max_length=10, stride=2, no_answer=True, null_threshold=2.0
     )

@@ -99,6 +99,7 @@ def test_no_answer_is_kept_with_the_prompt(encoder: Path, tmp_path: Path) -> Non
     config = replace(CONFIG, epochs=1)
     metrics = train(predictor.model, "t", task, data, tmp_path / "run", config)
     assert {"has_answer_f1", "no_answer_f1"} <= set(metrics["best"])
+    assert metrics["best"]["best_f1"] >= metrics["best"]["f1"]
     fresh = PromptModel.from_pretrained(encoder)
     fresh.load_task(tmp_path / "run")
     assert fresh.tasks["t"].no_answer

@@ -1,8 +1,10 @@
 """Exact match and F1 of answers, beside values worked out by the official definition."""
 
+import random
+
 import pytest
 
-from ptv2.tasks.squad import best, exact_match, f1, normalize, squad_scores
+from ptv2.tasks.squad import best, best_thresholds, exact_match, f1, normalize, squad_scores
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,49 @@ def test_scores_are_means_and_tell_the_unanswerable_apart() -> None:
     assert set(squad_scores([""], [[]])) == {
         "exact_match", "f1", "no_answer_exact_match", "no_answer_f1",
     }  # fmt: skip
+
+
+def official_best(spans: list[str], margins: list[float], references: list[list[str]]) -> float:
+    """The best F1 as the official evaluation's loop finds it, from no answer to all."""
+    score = best_score = float(sum(not accepted for accepted in references))
+    for i in sorted(range(len(spans)), key=margins.__getitem__):
+        if references[i]:
+            score += max(f1(spans[i], reference) for reference in references[i])
+        elif spans[i]:
+            score -= 1
+        best_score = max(best_score, score)
+    return best_score / len(spans)
+
+
+def test_the_best_limit_for_no_answer() -> None:
+    spans = ["cat", "a dog", "hat", "bird"]
+    references = [["cat"], ["dog house"], [], ["bird"]]
+    found = best_thresholds(spans, [-3.0, -1.0, 0.5, 2.0], references)
+    assert found == pytest.approx(
+        {
+            "best_exact_match": 0.5,
+            "best_exact_match_threshold": -2.0,
+            "best_f1": (1 + 2 / 3 + 1) / 4,
+            "best_f1_threshold": -0.25,
+        }
+    )
+    none = best_thresholds(["x", "y"], [1.0, 2.0], [[], []])
+    assert none["best_f1"] == 1
+    assert none["best_f1_threshold"] == 0.0
+    every = best_thresholds(["x", "y"], [1.0, 2.0], [["x"], ["y"]])
+    assert every["best_f1_threshold"] == 3.0
+    tied = best_thresholds(["x", "y"], [1.0, 1.0], [["x"], []])  # no limit tells them apart
+    assert tied["best_f1"] == 0.5
+    draw = random.Random(0)
+    for _ in range(200):
+        count = draw.randint(1, 8)
+        spans = [draw.choice(["cat", "a cat hat", "dog"]) for _ in range(count)]
+        references = [draw.choice([[], ["cat"], ["dog", "cat hat"]]) for _ in range(count)]
+        margins = [draw.uniform(-2, 2) for _ in range(count)]
+        found = best_thresholds(spans, margins, references)
+        assert found["best_f1"] == pytest.approx(official_best(spans, margins, references))
+        given = [
+            "" if margin > found["best_f1_threshold"] else span
+            for span, margin in zip(spans, margins, strict=True)
+        ]
+        assert squad_scores(given, references)["f1"] == pytest.approx(found["best_f1"])
