@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from .sequence_classification import encode_texts, text_columns
-from .task import Answer, Feature, Task
+from .task import Answer, Feature, Task, rows_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class FeatureExtraction(Task):
         columns = text_columns(data, self.text_column, self.text_pair_column)
         return Dataset.from_dict(encode_texts(self, columns))
 
-    def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> list[Feature]:
         """Features of texts, or of (text, text_pair)s."""
-        return Dataset.from_dict(encode_texts(self, inputs))
+        return rows_of(encode_texts(self, inputs))
 
     def decode(self, logits: Sequence[Tensor], features: Sequence[Feature]) -> Answer:
         """The pooled state (hidden_size,) -> "embedding"."""

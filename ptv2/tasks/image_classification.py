@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .data import check_columns, example
 from .sequence_classification import SequenceClassification
-from .task import Answer, Feature, Task
+from .task import Answer, Feature, Task, rows_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class ImageClassification(Task):
             features["labels"] = self._classes.targets(data)
         return Dataset.from_dict(features)
 
-    def prepare_inputs(self, inputs: Sequence[str | Path]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[str | Path]) -> list[Feature]:
         """Features of the paths of images."""
         images = [_source(image) for image in inputs]
         for place, image in enumerate(images):
             _require_image(image, f"input {place}")
-        return Dataset.from_dict({"image": images, "example": list(range(len(images)))})
+        return rows_of({"image": images, "example": list(range(len(images)))})
 
     def sequences(self, feature: Feature) -> list[Feature]:
         """Read the image: `pixel_values` (channels, height, width)."""

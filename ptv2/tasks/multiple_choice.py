@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 from torch import Tensor
 
 from .data import check_columns, example, texts_of
-from .task import Answer, Feature, Task
+from .task import Answer, Feature, Task, rows_of
 from .tokens import encode
 
 
@@ -41,7 +41,7 @@ class MultipleChoice(Task):
             features["labels"] = self.references(data)
         return Dataset.from_dict(features)
 
-    def prepare_inputs(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[tuple[str, Sequence[str]]]) -> list[Feature]:
         """Features of (question, choices) pairs."""
         for pair in inputs:
             is_pair = isinstance(pair, list | tuple) and len(pair) == 2
@@ -50,7 +50,7 @@ class MultipleChoice(Task):
                     f"inputs: expected pairs of a question and its choices, got {pair!r}"
                 )
         questions, choices = [question for question, _ in inputs], [row for _, row in inputs]
-        return Dataset.from_dict(self._encode(questions, choices, "example {}".format))
+        return rows_of(self._encode(questions, choices, "example {}".format))
 
     def _encode(
         self,

@@ -85,19 +85,17 @@ class QuestionAnswering(Task):
             self._add_labels(windows, self._answers(data), partial(example, data))
         return Dataset.from_list(windows)
 
-    def prepare_inputs(self, inputs: Sequence[tuple[str, str]]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[tuple[str, str]]) -> list[Feature]:
         """Features of (question, context)s."""
         for place, pair in enumerate(inputs):
             if not isinstance(pair, list | tuple) or [type(text) for text in pair] != [str] * 2:
                 raise ValueError(
                     f"inputs: expected (question, context)s, got {pair!r} at place {place}"
                 )
-        return Dataset.from_list(
-            self._encode(
-                [question for question, _ in inputs],
-                [context for _, context in inputs],
-                "example {}".format,
-            )
+        return self._encode(
+            [question for question, _ in inputs],
+            [context for _, context in inputs],
+            "example {}".format,
         )
 
     def _encode(

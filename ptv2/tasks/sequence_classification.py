@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
 from .data import check_columns, check_labels, example, label_ids, label_names, texts_of
-from .task import Answer, Feature, Task
+from .task import Answer, Feature, Task, rows_of
 from .tokens import encode
 
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
@@ -80,9 +80,9 @@ class SequenceClassification(Task):
             features["labels"] = self.targets(data)
         return Dataset.from_dict(features)
 
-    def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[str | tuple[str, str]]) -> list[Feature]:
         """Features of texts, or of (text, text_pair)s."""
-        return Dataset.from_dict(encode_texts(self, inputs))
+        return rows_of(encode_texts(self, inputs))
 
     def targets(self, data: Dataset) -> list[Any]:
         """What the loss takes: label ids, numbers, or a 0 or 1 for every label."""

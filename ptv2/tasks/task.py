@@ -1,7 +1,7 @@
 """What a kind of task is: data -> features -> logits -> answers -> scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -65,7 +65,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def prepare_inputs(self, inputs: Sequence[Any]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[Any]) -> list[Feature]:
         """Features of inputs that come without a data set."""
 
     def sequences(self, feature: Feature) -> list[Feature]:
@@ -97,6 +97,11 @@ class Task(ABC):
     @abstractmethod
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
         """The scores of always giving the commonest answer."""
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[Feature]:
+    """Features from a column for each of their fields."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def by_example(features: Iterable[Feature]) -> Iterator[list[Feature]]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..heads import IGNORED
 from .data import check_columns, check_labels, example, label_ids, label_names
-from .task import Answer, Feature, Task
+from .task import Answer, Feature, Task, rows_of
 from .tokens import CHUNK, progress, token_limit
 
 _CHUNK_TAG = re.compile("O|[BIESLUM](-.*)?")
@@ -81,14 +81,14 @@ class TokenClassification(Task):
         features["labels"] = _align(features, ids)
         return Dataset.from_dict(features)
 
-    def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> Dataset:
+    def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> list[Feature]:
         """Features of lists of words, or of texts, which are split at their spaces."""
         for row in inputs:
             if isinstance(row, str):
                 continue
             if not isinstance(row, list | tuple) or not all(isinstance(word, str) for word in row):
                 raise ValueError(f"inputs: expected texts or lists of words, got {row!r}")
-        return Dataset.from_dict(self._encode([_words(row) for row in inputs]))
+        return rows_of(self._encode([_words(row) for row in inputs]))
 
     def _encode(self, words: list[list[str]]) -> dict[str, list[Any]]:
         features: dict[str, list[Any]] = {"example": [], "word_starts": []}

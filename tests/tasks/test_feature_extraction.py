@@ -47,4 +47,4 @@ def test_there_is_nothing_to_train_or_to_score(tmp_path: Path) -> None:
 
 def test_features(tokenizer: PreTrainedTokenizerBase) -> None:
     task = FeatureExtraction(tokenizer)
-    assert task.prepare(DATA, labelled=False).to_list() == task.prepare_inputs(TEXTS).to_list()
+    assert task.prepare(DATA, labelled=False).to_list() == task.prepare_inputs(TEXTS)

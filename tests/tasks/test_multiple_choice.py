@@ -47,7 +47,7 @@ def test_answers_and_scores(tokenizer: PreTrainedTokenizerBase) -> None:
     assert task.score(answers, task.references(DATA)) == {"accuracy": 0.5}
     assert task.majority([0, 0, 1]) == {"accuracy": pytest.approx(2 / 3)}
     pairs = list(zip(DATA["question"], DATA["choices"], strict=True))
-    assert task.prepare_inputs(pairs)["input_ids"][:] == features["input_ids"][:]
+    assert [row["input_ids"] for row in task.prepare_inputs(pairs)] == features["input_ids"][:]
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_more_sentences_than_are_tokenised_at_once(
 ) -> None:
     task = TokenClassification(tokenizer, max_length=5)
     inputs = [["rome"], LONG, LONG, ["a"], LONG]
-    expected = task.prepare_inputs(inputs).to_list()
+    expected = task.prepare_inputs(inputs)
     monkeypatch.setattr("ptv2.tasks.token_classification.CHUNK", 2)
-    assert task.prepare_inputs(inputs).to_list() == expected
+    assert task.prepare_inputs(inputs) == expected
     assert sorted({row["example"] for row in expected}) == [0, 1, 2, 3, 4]
 
 
