@@ -14,7 +14,7 @@ IGNORED = -100
 """The label of tokens and positions that count nowhere, as everywhere in transformers."""
 
 
-_POOLED = ("sequence-classification", "multiple-choice", "image-classification")
+POOLED = ("sequence-classification", "multiple-choice", "image-classification")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "gelu": F.gelu}
 
 
@@ -29,7 +29,7 @@ class Head(nn.Module):
     def __init__(self, config: PromptConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        self.pools = config.task in _POOLED
+        self.pools = config.task in POOLED
         self.dropout = nn.Dropout(config.head_dropout)
         if config.head_activation is not None:
             self.dense = nn.Linear(hidden_size, hidden_size)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .config import PromptConfig
 from .families import Family, family_of
@@ -47,6 +48,14 @@ def check_inputs(
             )
     if backbone.training:
         require_nonreentrant_checkpointing(backbone)
+
+
+def packable(backbone: PreTrainedModel) -> bool:
+    """Whether a packed batch gives every sequence what it gets alone, whatever its tokens are."""
+    config = backbone.config
+    convolves = getattr(getattr(backbone, "encoder", None), "conv", None) is not None
+    scales = getattr(config, "token_dropout", False)  # ESM's, see _require_no_masked_token
+    return family_of(config.model_type).takes == "input_ids" and not convolves and not scales
 
 
 def pack_inputs(
@@ -167,11 +176,13 @@ def behind_prompt(
     return changed
 
 
-def without_prompt(
-    last: Tensor, every: tuple[Tensor, ...] | None, length: int
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """The last state and all of them, (rows, prompt_length + length, ...), of own tokens."""
-    return last[:, length:], None if every is None else tuple(x[:, length:] for x in every)
+def without_prompt(encoded: BaseModelOutput, length: int) -> BaseModelOutput:
+    """The states of the own tokens, of (rows, prompt_length + length, ...)."""
+    last, every = encoded.last_hidden_state, encoded.hidden_states
+    assert last is not None
+    return BaseModelOutput(
+        last[:, length:], None if every is None else tuple(x[:, length:] for x in every)
+    )
 
 
 def require_task_of_family(family: Family, config: PromptConfig) -> None:

@@ -10,6 +10,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .attention import PromptBatch
+from .config import PromptConfig
 from .families import family_of
 from .heads import Head
 from .inputs import (
@@ -155,7 +157,7 @@ class PromptModel(PromptStore):
             raise ValueError(f"choices: {config.task} has none, expected None, got {choices}")
         encoded = self._encode(inputs, packed, [name], None, output_hidden_states)
         layout = packed or Padded(inputs.get("attention_mask"))
-        return task_output(config, self._head(name), encoded, layout, labels, choices)
+        return task_output(config, self.head(name), encoded, layout, labels, choices)
 
     def _forward_rows(
         self,
@@ -189,21 +191,36 @@ class PromptModel(PromptStore):
             None if name is None else self.tasks[name]
             for name in (names if rows is None else rows)
         ]
-        inputs = as_trained(self.backbone, self._accepted, inputs, packed, configs)
         before = self._input_prompt(names, rows, packed)
-        if before is not None:
-            prompts = self._pool([], None, None)
-            inputs = behind_prompt(self.backbone, self._accepted, inputs, before)
-        else:
+        if before is None:
             prompts = self._pool(names, rows, packed)
+            return self.encode(inputs, prompts, configs, output_hidden_states)
+        inputs = as_trained(self.backbone, self._accepted, inputs, packed, configs)
+        inputs = behind_prompt(self.backbone, self._accepted, inputs, before)
+        bare = self._pool([], None, None)
+        encoded = self.encode(inputs, bare, [], output_hidden_states)
+        return without_prompt(encoded, len(before))
+
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        prompts: PromptBatch,
+        configs: Sequence[PromptConfig | None],
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutput:
+        """Run the backbone with prompts that lie anywhere, also with none of this model's tasks.
+
+        Args:
+            inputs: of the backbone.
+            prompts: of the batch; they say whether it is packed.
+            configs: of each sequence's task, None for the bare backbone; one for all if there is
+                one.
+        """
+        inputs = as_trained(self.backbone, self._accepted, inputs, prompts.packed, configs)
         family = family_of(self.backbone.config.model_type)
         encoded = family.encode(self.backbone, inputs, prompts, output_hidden_states)
         prompts.require_taken()
-        last, every = encoded.last_hidden_state, encoded.hidden_states
-        assert last is not None
-        if before is not None:
-            last, every = without_prompt(last, every, len(before))
-        return BaseModelOutput(last, every)
+        return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
 
     def _input_prompt(
         self,

@@ -1,6 +1,7 @@
 """Answers of a model's tasks, for rows of any of them in one batch."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple, get_args
 
@@ -10,9 +11,11 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from .config import Pooling, PromptConfig
 from .families import family_of
+from .inputs import packable
 from .layout import Padded
 from .model import PromptModel
 from .positions import positions_of
+from .serving import Engine, Served
 from .tasks import TASKS, Task, make_task
 from .tasks.collate import pad
 from .tasks.task import Answer, Feature
@@ -45,6 +48,7 @@ class Predictor:
         self._given_length = max_length
         self.max_length = self.length_beside(0)
         self.batch_size = batch_size
+        self._engine = Engine(model, budget=sys.maxsize) if packable(model.backbone) else None
 
     def length_beside(self, positions: int) -> int:
         """The longest input in tokens, for a prompt that takes so many positions."""
@@ -121,31 +125,69 @@ class Predictor:
 
     def _logits(self, sequences: Sequence["_Sequence"]) -> list[Tensor]:
         """Logits of every sequence, without padding; sequences of like length share a batch."""
-        order = sorted(range(len(sequences)), key=lambda place: sequences[place].length)
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for start in progress(range(0, len(sequences), self.batch_size), "predicting"):
-            places = order[start : start + self.batch_size]
-            batch_logits = self._forward([sequences[place] for place in places])
-            for place, logits in zip(places, batch_logits, strict=True):
-                length = sequences[place].length
-                found[place] = logits[:length] if logits.dim() > 1 else logits
+        training = self.model.training
+        self.model.eval()
+        served = self._serve({sequence.name for sequence in sequences})
+        try:
+            for places in progress(self._batches(sequences, served), "predicting"):
+                batch = [sequences[place] for place in places]
+                packed = batch[0].name in served
+                logits = self._run_packed(batch, served) if packed else self._run_padded(batch)
+                for place, own in zip(places, logits, strict=True):
+                    found[place] = own
+        finally:
+            self.model.train(training)
+            if self._engine is not None:
+                for task in served.values():
+                    self._engine.pool.drop(task)
         return found
 
+    def _serve(self, names: Collection[str]) -> dict[str, Served]:
+        """The tasks, as they are now, that packed batches can answer."""
+        if self._engine is None:
+            return {}
+        return {
+            name: Served.of_task(self.model, name)
+            for name in names
+            if self.model.tasks[name].depth == "layers"
+        }
+
+    def _batches(
+        self, sequences: Sequence["_Sequence"], served: Collection[str]
+    ) -> list[list[int]]:
+        """Places of sequences that are run together, packed ones apart from padded ones."""
+        order = sorted(range(len(sequences)), key=lambda place: sequences[place].length)
+        packed = [place for place in order if sequences[place].name in served]
+        padded = [place for place in order if sequences[place].name not in served]
+        return [
+            places[start : start + self.batch_size]
+            for places in (packed, padded)
+            for start in range(0, len(places), self.batch_size)
+        ]
+
+    def _run_packed(
+        self, batch: Sequence["_Sequence"], served: Mapping[str, Served]
+    ) -> list[Tensor]:
+        assert self._engine is not None
+        tasks = [served[sequence.name] for sequence in batch]
+        return self._engine.run(tasks, [sequence.inputs for sequence in batch])
+
     @torch.inference_mode()
-    def _forward(self, sequences: Sequence["_Sequence"]) -> list[Tensor]:
-        names = [sequence.name for sequence in sequences]
-        batch = pad(sequences[0].task, [sequence.inputs for sequence in sequences])
-        inputs = {name: x.to(self.model.device) for name, x in batch.items()}
-        training = self.model.training
-        output = self.model.eval()(**inputs, task=names)
-        self.model.train(training)
+    def _run_padded(self, batch: Sequence["_Sequence"]) -> list[Tensor]:
+        names = [sequence.name for sequence in batch]
+        padded = pad(batch[0].task, [sequence.inputs for sequence in batch])
+        inputs = {name: x.to(self.model.device) for name, x in padded.items()}
+        output = self.model(**inputs, task=names)
         if None in output.logits:  # feature extraction
             layout, states = Padded(inputs["attention_mask"]), output.last_hidden_state.float()
             pooled = {how: layout.pool(states, how) for how in get_args(Pooling)}
-        return [
-            (pooled[self.model.tasks[name].pooling][row] if logits is None else logits).cpu()
-            for row, (name, logits) in enumerate(zip(names, output.logits, strict=True))
-        ]
+        found = []
+        for row, (sequence, logits) in enumerate(zip(batch, output.logits, strict=True)):
+            if logits is None:
+                logits = pooled[self.model.tasks[sequence.name].pooling][row]
+            found.append((logits[: sequence.length] if logits.dim() > 1 else logits).cpu())
+        return found
 
 
 class _Sequence(NamedTuple):

@@ -156,7 +156,11 @@ class PromptStore(nn.Module):
         Returns:
             (layers, 2, heads, prompt_length, head_dim), keys first; without prompt dropout.
         """
-        return self._fold_without_dropout(self._prompt(name)).key_value
+        return self.folded(name).key_value
+
+    def folded(self, name: str) -> FoldedPrompt:
+        """A task's prompt as attention takes it, without prompt dropout."""
+        return self._fold_without_dropout(self._prompt(name))
 
     def _fold_without_dropout(self, prompt: Prompt) -> FoldedPrompt:
         training = prompt.training
@@ -204,7 +208,8 @@ class PromptStore(nn.Module):
         self._config(name)
         return cast(Prompt, self.prompts[name])
 
-    def _head(self, name: str) -> Head | None:
+    def head(self, name: str) -> Head | None:
+        """A task's head; None for feature extraction."""
         return cast(Head, self.heads[name]) if name in self.heads else None
 
     def _config(self, name: str) -> PromptConfig:
@@ -221,7 +226,7 @@ class PromptStore(nn.Module):
             ValueError: the prompt or head is not finite.
             FileExistsError: the path is a file or holds something else.
         """
-        prompt, head = self._prompt(name), self._head(name)
+        prompt, head = self._prompt(name), self.head(name)
         identity = self.identity.describe()
         folded = self._fold_without_dropout(prompt)
         asset = Asset.of_task(name, self.tasks[name], identity, folded, prompt, head)

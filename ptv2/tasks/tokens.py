@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
@@ -10,6 +10,8 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000
+
+Step = TypeVar("Step")
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair
     return limit
 
 
-def progress(steps: Sequence[int], description: str) -> Iterable[int]:
+def progress(steps: Sequence[Step], description: str) -> Iterable[Step]:
     """The steps, with a bar on stderr if there are several."""
     console = Console(stderr=True)
     return track(steps, description, console=console, transient=True, disable=len(steps) < 2)

@@ -1,0 +1,131 @@
+"""The prompts that lie on the device, within a budget of bytes."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention import LayerPrompts, PromptBatch
+from ..families import Geometry
+from ..layout import Packed
+from .head_store import HeadStore
+from .rows import RowStore
+from .served import Served
+
+
+class Pool:
+    """Prompts and heads on the device, the least recently used of which make room for others.
+
+    One thread uses it; what a forward reads is written before it, on the same stream.
+
+    Args:
+        geometry: of the backbone.
+        dtype: of the keys and values.
+        budget: bytes of prompts and heads at most.
+        by_call_order: as `PromptBatch` has it.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget: int,
+        by_call_order: bool,
+    ) -> None:
+        shape = (geometry.heads, geometry.head_dim)
+        self._layers = geometry.layers
+        # the keys, values and gates of every layer
+        kinds = [(shape, dtype), (shape, dtype), (shape[:1], torch.float32)] * geometry.layers
+        self._prompts = RowStore(kinds, device)
+        self.heads = HeadStore(geometry.hidden_size, device)
+        self._places: OrderedDict[Served, range] = OrderedDict()  # the last is the last used
+        self._by_call_order = by_call_order
+        self._device = device
+        self.budget = budget
+        self.used = 0
+
+    def __contains__(self, task: Served) -> bool:
+        return task in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def nbytes(self, task: Served) -> int:
+        """What a task takes on the device."""
+        return self._prompts.row_bytes * task.prompt_length + self.heads.nbytes(task)
+
+    def place(self, tasks: Sequence[Served]) -> None:
+        """Bring tasks to the device, in the place of others if there is no room.
+
+        Raises:
+            ValueError: they do not fit into the budget together.
+        """
+        wanted = dict.fromkeys(tasks)
+        needed = sum(map(self.nbytes, wanted))
+        if needed > self.budget:
+            raise ValueError(
+                f"budget: expected at least {needed} bytes for {len(wanted)} tasks at once, got "
+                f"{self.budget}"
+            )
+        for task in wanted:
+            if task in self._places:
+                self._places.move_to_end(task)
+        missing = [task for task in wanted if task not in self._places]
+        more = sum(map(self.nbytes, missing))
+        while self.used + more > self.budget:
+            self.drop(next(iter(self._places)))
+        for task in missing:
+            self._places[task] = self._write(task)
+            self.used += self.nbytes(task)
+
+    def drop(self, task: Served) -> None:
+        """Give a task's memory to others."""
+        if task in self._places:
+            self._prompts.give_back(self._places.pop(task))
+            self.heads.drop(task)
+            self.used -= self.nbytes(task)
+
+    def _write(self, task: Served) -> range:
+        rows, prompt = self._prompts.take(task.prompt_length), task.prompt
+        places = list(prompt.layers)
+        key_value = prompt.key_value.new_zeros(self._layers, *prompt.key_value.shape[1:])
+        key_value[places] = prompt.key_value
+        gate = key_value.new_ones(key_value[:, 0, ..., 0].shape)
+        if prompt.gate is not None:
+            gate[places] = prompt.gate
+        key, value = key_value.transpose(2, 3).unbind(1)  # (layers, rows, heads, head_dim)
+        by_layer = zip(key, value, gate.transpose(1, 2), strict=True)
+        self._prompts.write(rows, [part for parts in by_layer for part in parts])
+        self.heads.place(task)
+        return rows
+
+    def batch(self, tasks: Sequence[Served], packed: Packed) -> PromptBatch:
+        """The prompts of a packed batch.
+
+        Args:
+            tasks: of each sequence, all of them placed.
+        """
+        places = {task: place for place, task in enumerate(dict.fromkeys(tasks))}
+        gated = any(task.prompt.gate is not None for task in places)
+        bounds: dict[tuple[bool, ...], Tensor] = {}
+        pools: list[LayerPrompts | None] = []
+        for layer in range(self._layers):
+            present = tuple(layer in task.prompt.layers for task in places)
+            if present not in bounds:
+                bounds[present] = self._bounds(list(places), present)
+            key, value, gate = self._prompts.tensors[3 * layer : 3 * layer + 3]
+            prompts = LayerPrompts(key, value, gate if gated else None, bounds[present])
+            pools.append(prompts if any(present) else None)
+        ids = torch.tensor([places[task] for task in tasks], device=self._device)
+        return PromptBatch(pools, ids, packed, self._by_call_order)
+
+    def _bounds(self, tasks: Sequence[Served], present: Sequence[bool]) -> Tensor:
+        """The rows of each task in a layer, (tasks, 2)."""
+        rows = [
+            self._places[task] if there else range(0)
+            for task, there in zip(tasks, present, strict=True)
+        ]
+        bounds = [(own.start, own.stop) for own in rows]
+        return torch.tensor(bounds, dtype=torch.int32, device=self._device)
