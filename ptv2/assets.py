@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def write_asset(directory: str | os.PathLike[str], asset: Asset) -> None:
     directory = Path(directory)
     if (directory / CARD).exists() and not is_asset(directory):
         raise FileExistsError(f"directory: {directory} has a {CARD} that a save would overwrite")
+    storage.commit(directory, asset_files(asset))
+    if not asset.training:
+        (directory / TRAINING).unlink(missing_ok=True)
+
+
+def asset_files(asset: Asset, loader: str = "PromptModel") -> dict[str, bytes]:
+    """The files of an asset, by their names.
+
+    Args:
+        loader: the class that loads it; another one than PromptModel from the folder above.
+
+    Raises:
+        ValueError: a tensor is not finite.
+    """
     _require_finite(asset.tensors | asset.training)
     files = {TENSORS: save(asset.tensors)}
     if asset.training:
@@ -128,36 +143,41 @@ def write_asset(directory: str | os.PathLike[str], asset: Asset) -> None:
         "training": _shapes(asset.training),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    files[CARD] = _card(asset).encode()
+    files[CARD] = _card(asset, loader).encode()
     files[CONFIG] = (json.dumps(description, indent=2) + "\n").encode()
-    storage.commit(directory, files)
-    if not asset.training:
-        (directory / TRAINING).unlink(missing_ok=True)
+    return files
 
 
-def read_asset(directory: str | os.PathLike[str]) -> Asset:
+def read_asset(directory: str | os.PathLike[str], part: str = "") -> Asset:
     """Load an asset and check it: version, checksums, tensor names, shapes, dtypes, finiteness.
+
+    Args:
+        part: the folder in `directory` that it lies in, if several are saved there in one step.
 
     Raises:
         FileNotFoundError: there is no asset.
         ValueError: it is corrupt, or of another format version.
     """
-    directory = Path(directory)
-    before = storage.read(directory, CONFIG)
+    read = partial(_read_file, Path(directory), part)
+    before = read(CONFIG)
     while True:
         try:
-            return _read_asset(directory)
+            return _read_asset(Path(directory) / part, read)
         except (FileNotFoundError, ValueError):
-            now = storage.read(directory, CONFIG)
+            now = read(CONFIG)
             if now == before:
                 raise
             before = now  # another process has saved meanwhile
 
 
-def _read_asset(directory: Path) -> Asset:
+def _read_file(directory: Path, part: str, name: str) -> bytes:
+    return storage.read(directory, f"{part}/{name}" if part else name)
+
+
+def _read_asset(directory: Path, read: Callable[[str], bytes]) -> Asset:
     place = directory / CONFIG
     try:
-        description = json.loads(storage.read(directory, CONFIG))
+        description = json.loads(read(CONFIG))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{place}: not valid JSON: {error}") from None
     if not isinstance(description, dict):
@@ -173,8 +193,11 @@ def _read_asset(directory: Path) -> Asset:
         raise ValueError(f"{place}: the field {error} is missing") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from None
-    tensors = _read_tensors(directory, TENSORS, sums, shapes)
-    training = _read_tensors(directory, TRAINING, sums, training_shapes) if training_shapes else {}
+    tensors = _read_tensors(directory / TENSORS, read(TENSORS), sums, shapes)
+    training = {}
+    if training_shapes:
+        place = directory / TRAINING
+        training = _read_tensors(place, read(TRAINING), sums, training_shapes)
     return Asset(name, config, backbone, tensors, training)
 
 
@@ -184,21 +207,20 @@ def is_asset(directory: str | os.PathLike[str]) -> bool:
 
 
 def _read_tensors(
-    directory: Path, name: str, sums: Mapping[str, str], shapes: Mapping[str, Any]
+    place: Path, data: bytes, sums: Mapping[str, str], shapes: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    data = storage.read(directory, name)
-    if hashlib.sha256(data).hexdigest() != sums.get(name):
-        raise ValueError(f"{directory / name}: corrupt, its SHA-256 is not the one in {CONFIG}")
+    if hashlib.sha256(data).hexdigest() != sums.get(place.name):
+        raise ValueError(f"{place}: corrupt, its SHA-256 is not the one in {CONFIG}")
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise ValueError(f"{directory / name}: not a safetensors file: {error}") from None
+        raise ValueError(f"{place}: not a safetensors file: {error}") from None
     if _shapes(tensors) != shapes:
-        raise ValueError(f"{directory / name}: expected {shapes}, got {_shapes(tensors)}")
+        raise ValueError(f"{place}: expected {shapes}, got {_shapes(tensors)}")
     try:
         _require_finite(tensors)
     except ValueError as error:
-        raise ValueError(f"{directory / name}: {error}") from None
+        raise ValueError(f"{place}: {error}") from None
     return tensors
 
 
@@ -229,9 +251,10 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _card(asset: Asset) -> str:
+def _card(asset: Asset, loader: str) -> str:
     config, base = asset.config, asset.backbone["name_or_path"]
     labels = ", ".join(f"`{label}`" for label in config.labels) or "none"
+    folder = "this/folder" if loader == "PromptModel" else "the/folder/above"
     return f"""---
 library_name: ptv2
 tags: [p-tuning-v2, prefix-tuning, {config.task}]
@@ -248,7 +271,7 @@ A P-Tuning v2 prompt for {config.task} on a frozen backbone, `{base}`
 ```python
 import ptv2
 
-model = ptv2.PromptModel.from_pretrained({base!r})
-model.load_task("path/of/this/folder", name={asset.name!r})
+model = ptv2.{loader}.from_pretrained({base!r})
+model.load_task("path/of/{folder}", name={asset.name!r})
 ```
 """

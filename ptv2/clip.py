@@ -1,6 +1,8 @@
 """CLIP with prompts in both of its encoders, of texts and of images."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -9,9 +11,14 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
+from . import storage
+from .assets import asset_files, read_asset
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .task_model import leave_out_backbone
+
+INDEX = "clip.json"
+"""The file that says which encoders a saved task has prompts in."""
 
 Tasks = str | Sequence[str | None] | None
 
@@ -28,6 +35,10 @@ class ClipPromptModel(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.backbone = clip.requires_grad_(False)
+        for encoder in (clip.text_model, clip.vision_model):  # what prompts are saved for
+            encoder.config._name_or_path = (
+                encoder.config._name_or_path or clip.config._name_or_path
+            )
         self.text = PromptModel(clip.text_model)
         self.images = PromptModel(clip.vision_model)
         leave_out_backbone(self)
@@ -49,24 +60,43 @@ class ClipPromptModel(nn.Module):
         configs = {"text": text, "images": images}
         if text is None and images is None:
             raise ValueError("text: expected a configuration for text, images or both, got none")
-        for argument, config in configs.items():
-            if config is not None and config.task != "feature-extraction":
-                raise ValueError(f"{argument}: expected feature-extraction, got {config.task}")
-            if config is not None and config.position_offset:
-                raise ValueError(
-                    f"{argument}: expected position_offset 0, got {config.position_offset}"
-                )
-        added = []
+        self.add_parts(
+            name,
+            {
+                part: partial(getattr(self, part).add_task, name, config)
+                for part, config in configs.items()
+                if config is not None
+            },
+        )
+
+    def add_parts(self, name: str, parts: Mapping[str, Callable[[], object]]) -> None:
+        """Add a task to the encoders, to all of them or, if one raises a ValueError, to none.
+
+        Args:
+            parts: "text", "images" or both, with what adds it there.
+
+        Raises:
+            ValueError: as the parts do; or scores have no use for something in the task.
+        """
+        added: list[PromptModel] = []
         try:
-            for argument, config in configs.items():
-                if config is not None:
-                    encoder: PromptModel = getattr(self, argument)
-                    encoder.add_task(name, config)
-                    added.append(encoder)
+            for part, add in parts.items():
+                add()
+                added.append(getattr(self, part))
+                _require_no_more_than_features(part, added[-1].tasks[name])
         except ValueError:
             for encoder in added:
                 encoder.remove_task(name)
             raise
+
+    def remove_task(self, name: str) -> None:
+        """Take a task away, from both encoders.
+
+        Raises:
+            UnknownTaskError: neither has it.
+        """
+        for encoder in self._encoders(name).values():
+            encoder.remove_task(name)
 
     def forward(
         self,
@@ -94,8 +124,17 @@ class ClipPromptModel(nn.Module):
             ("text_task", text_task, len(input_ids)),
             ("image_task", image_task, len(pixel_values)),
         ):
+            if not rows:
+                raise ValueError(f"{argument}: expected at least one row, got none")
             if task is not None and not isinstance(task, str) and len(task) != rows:
                 raise ValueError(f"{argument}: expected {rows} names, one a row, got {len(task)}")
+        for part, encoder, task in (
+            ("text", self.text, text_task),
+            ("images", self.images, image_task),
+        ):
+            for name in {task} if isinstance(task, str) else set(task or ()) - {None}:
+                if name in encoder.tasks:  # added to the encoder itself, it was not looked at
+                    _require_no_more_than_features(part, encoder.tasks[name])
         prompts = self.text.prompt_batch(text_task), self.images.prompt_batch(image_task)
         texts = self.backbone.get_text_features(
             input_ids=input_ids, attention_mask=attention_mask, prompts=prompts[0]
@@ -117,35 +156,40 @@ class ClipPromptModel(nn.Module):
         )
 
     def save_task(self, name: str, directory: str | PathLike[str]) -> None:
-        """Save a task's prompts, in the folders `text` and `images`.
+        """Save a task's prompts in one step, in the folders `text` and `images`.
 
         Raises:
             UnknownTaskError: neither encoder has it.
+            ValueError: a prompt is not finite.
+            FileExistsError: the path is a file.
         """
-        for part, encoder in self._encoders(name).items():
-            encoder.save_task(name, Path(directory) / part)
+        parts = self._encoders(name)
+        files = {INDEX: (json.dumps({"name": name, "parts": list(parts)}) + "\n").encode()}
+        for part, encoder in parts.items():
+            own = asset_files(encoder.asset(name), type(self).__name__)
+            files |= {f"{part}/{file}": data for file, data in own.items()}
+        storage.commit(Path(directory), files)
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
         """Add a saved task, under the name it was saved with if there is no other.
 
         Raises:
-            FileNotFoundError: there is no saved prompt.
-            ValueError: one is corrupt, of another backbone, or the name is taken.
+            FileNotFoundError: there is no saved task.
+            ValueError: it is corrupt, of another backbone, or the name is taken.
         """
-        parts = [part for part in ("text", "images") if (Path(directory) / part).is_dir()]
-        if not parts:
-            raise FileNotFoundError(f"directory: expected text or images in {directory}")
-        loaded: list[PromptModel] = []
-        try:
-            for part in parts:
-                encoder: PromptModel = getattr(self, part)
-                name = encoder.load_task(Path(directory) / part, name)
-                loaded.append(encoder)
-        except (ValueError, OSError):
-            for encoder in loaded:
-                encoder.remove_task(str(name))
-            raise
-        return str(name)
+        index = read_index(directory)
+        name = str(index["name"]) if name is None else name
+        assets = {part: read_asset(directory, part) for part in index["parts"]}
+        self.add_parts(
+            name,
+            {
+                part: partial(
+                    getattr(self, part).load_asset, asset, f"the prompt in {directory}", name
+                )
+                for part, asset in assets.items()
+            },
+        )
+        return name
 
     def _encoders(self, name: str) -> dict[str, PromptModel]:
         found = {
@@ -157,3 +201,26 @@ class ClipPromptModel(nn.Module):
             known = ", ".join({**self.text.tasks, **self.images.tasks}) or "none"
             raise UnknownTaskError(f"task: {name!r} is unknown; the model's tasks are: {known}")
         return found
+
+
+def read_index(directory: str | PathLike[str]) -> dict[str, Any]:
+    """The "name" of a saved task of CLIP, and its "parts", text or images.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: this is no such index.
+    """
+    try:
+        index = json.loads(storage.read(Path(directory), INDEX))
+        if index["parts"] and set(index["parts"]) <= {"text", "images"}:
+            return dict(index)
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{Path(directory) / INDEX}: expected a name and parts, text or images")
+
+
+def _require_no_more_than_features(part: str, config: PromptConfig) -> None:
+    if config.task != "feature-extraction":
+        raise ValueError(f"{part}: expected feature-extraction, got {config.task}")
+    if config.position_offset:
+        raise ValueError(f"{part}: expected position_offset 0, got {config.position_offset}")

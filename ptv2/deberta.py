@@ -94,6 +94,8 @@ class PromptAttentionV2(_WithPrompt, StockAttentionV2):
     @property
     def tables(self) -> dict[str, nn.Module | None]:
         """What projects the position embeddings to keys ("c2p") and to queries ("p2c")."""
+        if not self.relative_attention:
+            return {"c2p": None, "p2c": None}
         names = {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
         if self.share_att_key:
             names = {"c2p": "key_proj", "p2c": "query_proj"}

@@ -224,13 +224,9 @@ def layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
     """
     family, training = family_of(backbone.config.model_type), backbone.training
     try:
-        inputs, bare = (
-            {"input_ids": input_ids},
-            PromptBatch(
-                [None] * len(family.layers(backbone)), by_call_order=family.shared_modules
-            ),
-        )
-        states = family.encode(backbone.eval(), inputs, bare, True)
+        layers = [None] * len(family.layers(backbone))
+        bare = PromptBatch(layers, by_call_order=family.shared_modules)
+        states = family.encode(backbone.eval(), {"input_ids": input_ids}, bare, True)
     finally:
         backbone.train(training)
     assert states.hidden_states is not None

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .config import PromptConfig
-from .families import Family, family_of
+from .families import family_of
 from .layout import Packed
 from .positions import (
     by_token,
@@ -42,7 +42,7 @@ def check_inputs(
             raise ValueError(
                 f"{name}: expected at least one row and token, got {tuple(value.shape)}"
             )
-        if name not in accepted:
+        if name not in accepted or (name == "position_ids" and not _adds_positions(backbone)):
             raise ValueError(
                 f"{name}: {backbone.config.model_type} has none and would ignore it, expected None"
             )
@@ -185,8 +185,9 @@ def without_prompt(encoded: BaseModelOutput, length: int) -> BaseModelOutput:
     )
 
 
-def require_task_of_family(family: Family, config: PromptConfig) -> None:
-    """Raise a ValueError if a task makes no sense of what a family's encoders give."""
+def require_task_of_backbone(backbone: PreTrainedModel, config: PromptConfig) -> None:
+    """Raise a ValueError if a backbone would ignore a part of a task, or make no sense of it."""
+    family = family_of(backbone.config.model_type)
     images = family.takes == "pixel_values"
     if config.task != "feature-extraction" and images != (config.task == "image-classification"):
         wanted = "image-classification" if images else "a task on texts"
@@ -198,6 +199,23 @@ def require_task_of_family(family: Family, config: PromptConfig) -> None:
             "pooling: expected 'last' or 'mean', got 'first', a token that sees no other in a "
             "causal encoder"
         )
+    if images and not config.token_types:
+        raise ValueError("token_types: images have none, expected True, got False")
+    if config.position_offset and (images or not _adds_positions(backbone)):
+        raise ValueError(
+            "position_offset: the backbone adds no positions to its input, expected 0, got "
+            f"{config.position_offset}"
+        )
+    if config.position_offset and config.position_offset >= positions_of(backbone):
+        raise ValueError(
+            f"position_offset: expected less than the backbone's {positions_of(backbone)} "
+            f"positions, got {config.position_offset}"
+        )
+
+
+def _adds_positions(backbone: PreTrainedModel) -> bool:
+    """Whether position ids make a difference; DeBERTa has scores of distances instead."""
+    return bool(getattr(backbone.config, "position_biased_input", True))
 
 
 def task_labels(

@@ -134,6 +134,8 @@ class Packed:
 
     def groups(self, x: Tensor, groups: Sequence[Sequence[int]]) -> list[tuple[Tensor, Self]]:
         """The sequences of each group, and how they lie."""
+        if not groups:
+            return []
         order = [sequence for group in groups for sequence in group]
         lengths = self.lengths.tolist()
         if order != list(range(len(lengths))):

@@ -25,6 +25,7 @@ from .inputs import (
 )
 from .layout import Packed, Padded
 from .outputs import MixedTaskOutput, task_output
+from .positions import require_positions
 from .prompt_store import PromptStore, UnknownTaskError
 from .task_model import TaskModel
 
@@ -121,6 +122,8 @@ class PromptModel(PromptStore):
         }
         inputs = {name: value for name, value in arguments.items() if value is not None}
         check_inputs(self.backbone, self._accepted, inputs)
+        if position_ids is not None:
+            self._require_positions(position_ids, attention_mask, task)
         packed = pack_inputs(self.backbone, inputs, cu_seqlens, max_seqlen)
         if isinstance(task, str):
             wanted = task_labels(self._config(task), labels, start_positions, end_positions)
@@ -134,6 +137,17 @@ class PromptModel(PromptStore):
                 raise ValueError("labels: the bare backbone has no loss, expected None")
             return self._encode(inputs, packed, [], None, output_hidden_states)
         return self._forward_rows(list(task), inputs, packed, labels, output_hidden_states)
+
+    def _require_positions(
+        self,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        task: str | Sequence[str | None] | None,
+    ) -> None:
+        names = [task] if isinstance(task, str) else task or ()
+        offset = max((self._config(x).positions for x in names if x is not None), default=0)
+        if offset:
+            require_positions(self.backbone, position_ids, attention_mask, offset)
 
     def _forward_task(
         self,

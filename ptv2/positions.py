@@ -64,6 +64,22 @@ def shifted_positions(
     return shifted.clamp(max=int(backbone.config.max_position_embeddings) - 1)
 
 
+def require_positions(
+    backbone: PreTrainedModel,
+    position_ids: Tensor,
+    attention_mask: Tensor | None,
+    offset: int,
+) -> None:
+    """Raise a ValueError if position ids that are given lie outside of the table once moved on."""
+    positions = int(backbone.config.max_position_embeddings)
+    last = position_ids if attention_mask is None else position_ids * attention_mask.bool()
+    if int(last.max()) + offset >= positions:
+        raise ValueError(
+            f"position_ids: expected less than {positions - offset} beside a position_offset of "
+            f"{offset}, got {int(last.max())}"
+        )
+
+
 def by_token(values: Tensor, packed: Packed | None) -> Tensor:
     """One value a sequence, or one for all, as a batch's tokens: (rows, 1) or (1, tokens)."""
     if packed is None:
@@ -99,8 +115,11 @@ def _require_room(
     if packed is not None:
         lengths = packed.lengths.cpu()
     elif (mask := inputs.get("attention_mask")) is not None:
-        places = torch.arange(1, length + 1, device=mask.device)
-        lengths = (mask.bool() * places).amax(1).cpu()
+        if position_padding(backbone) is not None:  # padding takes no position
+            lengths = mask.bool().sum(1).cpu()
+        else:
+            places = torch.arange(1, length + 1, device=mask.device)
+            lengths = (mask.bool() * places).amax(1).cpu()
     needed = int((lengths + torch.tensor(offsets)).max())
     if needed > positions:
         raise ValueError(

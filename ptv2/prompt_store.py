@@ -22,7 +22,7 @@ from .families import (
 )
 from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
-from .inputs import require_task_of_family, text_of_length
+from .inputs import require_task_of_backbone, text_of_length
 from .layout import Packed
 from .pools import FoldedPrompt, pool_prompts
 from .prompts import Prompt
@@ -97,7 +97,7 @@ class PromptStore(nn.Module):
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
-        require_task_of_family(family_of(self.backbone.config.model_type), config)
+        require_task_of_backbone(self.backbone, config)
         head = build_head(config, self.geometry.hidden_size)
         if share_prompt_with is None:
             prompt = Prompt(config, self.geometry)
@@ -155,7 +155,13 @@ class PromptStore(nn.Module):
 
         Returns:
             (layers, 2, heads, prompt_length, head_dim), keys first; without prompt dropout.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            ValueError: the prompt is of depth "input".
         """
+        if self._config(name).depth == "input":
+            raise ValueError(f"name: the prompt of {name!r} is before the text, in no layer")
         return self.folded(name).key_value
 
     def folded(self, name: str) -> FoldedPrompt:
@@ -226,11 +232,17 @@ class PromptStore(nn.Module):
             ValueError: the prompt or head is not finite.
             FileExistsError: the path is a file or holds something else.
         """
+        write_asset(directory, self.asset(name))
+
+    def asset(self, name: str) -> Asset:
+        """A task as it is saved.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+        """
         prompt, head = self._prompt(name), self.head(name)
-        identity = self.identity.describe()
-        folded = self._fold_without_dropout(prompt)
-        asset = Asset.of_task(name, self.tasks[name], identity, folded, prompt, head)
-        write_asset(directory, asset)
+        identity, folded = self.identity.describe(), self._fold_without_dropout(prompt)
+        return Asset.of_task(name, self.tasks[name], identity, folded, prompt, head)
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
         """Add a saved task; everything is checked before the model changes.
@@ -245,12 +257,20 @@ class PromptStore(nn.Module):
             FileNotFoundError: there is no saved prompt.
             ValueError: it is corrupt, was trained on another backbone, or the name is taken.
         """
-        asset = read_asset(directory)
+        return self.load_asset(read_asset(directory), f"the prompt in {directory}", name)
+
+    def load_asset(self, asset: Asset, what: str, name: str | None = None) -> str:
+        """Add a task that was read; as `load_task`.
+
+        Args:
+            what: the asset, for messages.
+        """
         name = asset.name if name is None else name
         check_task_name(name)
         if name in self.tasks:
             raise ValueError(f"name: task {name!r} exists already; remove_task it first")
-        self.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
+        self.identity.require_same(asset.backbone, f"directory: {what}")
+        require_task_of_backbone(self.backbone, asset.config)
         prompt, head = asset.build(self.geometry)
         self._install(name, prompt.config, prompt, head)
         return name

@@ -16,7 +16,7 @@ _PROMPT_FIELDS = (
     *("prompt_length", "layers", "parametrization", "injection", "network_size", "gate", "depth"),
     *("init_std", "prompt_dropout"),
 )
-"""The fields of a configuration that are not the head's."""
+"""The fields that make the prompt; not those of the head and of the backbone's inputs."""
 
 Projection = Callable[[int, Tensor], Tensor]
 """(layer, (prompt_length, hidden_size)) -> (2, heads, prompt_length, head_dim)."""

@@ -15,7 +15,7 @@ _COMMON = {
 """What the official scripts leave to defaults, theirs or those of their transformers."""
 _BY_TASK: dict[str, dict[str, Any]] = {
     "sequence-classification": {"scheduler": "linear", "pooling": "first"},
-    "multiple-choice": {"scheduler": "linear"},
+    "multiple-choice": {"scheduler": "linear", "pooling": "first"},
     "token-classification": {"scheduler": "exponential"},
     "question-answering": {"scheduler": "exponential", "stride": 128},
 }

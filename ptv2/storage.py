@@ -20,6 +20,9 @@ _COMMITTED, _STAGED = ".committed", ".staged-"
 def commit(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, made if it is not there; other files in it stay.
 
+    Args:
+        files: contents by name; a name may lie in folders, as "text/prompt.safetensors".
+
     Raises:
         FileExistsError: the path is not a folder.
     """
@@ -32,10 +35,13 @@ def commit(directory: Path, files: Mapping[str, bytes]) -> None:
     staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=directory))
     try:
         for name, data in files.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
             with (staged / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        for folder in _folders(staged):
+            sync(folder)
         _move_into_place(directory)  # what a killed save had committed
         staged.rename(directory / _COMMITTED)
     except BaseException:
@@ -67,10 +73,20 @@ def holds(directory: Path, name: str) -> bool:
 def _move_into_place(directory: Path) -> None:
     committed = directory / _COMMITTED
     if committed.is_dir():
-        for file in sorted(committed.iterdir()):
-            file.replace(directory / file.name)
-        sync(directory)
-        committed.rmdir()
+        for file in sorted(path for path in committed.rglob("*") if path.is_file()):
+            place = directory / file.relative_to(committed)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+        folders = _folders(committed)
+        for folder in folders:
+            sync(directory / folder.relative_to(committed))
+        for folder in reversed(folders):
+            folder.rmdir()
+
+
+def _folders(root: Path) -> list[Path]:
+    """A folder and those in it, each before what it holds."""
+    return [root, *sorted(path for path in root.rglob("*") if path.is_dir())]
 
 
 def sync(path: Path) -> None:

@@ -141,19 +141,47 @@ def test_adapters_without_a_field(case, file, name, tmp_path):
     assert not model.tasks
 
 
-@pytest.mark.parametrize("case", ["bert-flat", "bert-mlp"])
-def test_adapters_without_a_tensor(case, tmp_path):
-    for removed in range(3):
-        folder = copy_case(case, tmp_path / str(removed))
-        place = folder / "pytorch_adapter.bin"
-        tensors = torch.load(place, weights_only=True)
-        names = sorted({key.split("self_prefix.")[1] for key in tensors})
-        gone = names[removed % len(names)]
-        torch.save({k: x for k, x in tensors.items() if not k.endswith(gone)}, place)
-        model = load_backbone(folder / "backbone")
-        with pytest.raises(ValueError, match=r"(source|prompt): expected"):
-            import_prompt(model, folder, "task")
-        assert not model.tasks
+@pytest.mark.parametrize(
+    ("case", "gone"),
+    [("bert-flat", "control_trans"), ("bert-mlp", "wte.weight"), ("bert-mlp", "trans.0.bias"),
+     ("bert-mlp", "control_trans.2.weight")],
+)  # fmt: skip
+def test_adapters_without_a_tensor(case, gone, tmp_path):
+    folder = copy_case(case, tmp_path)
+    place = folder / "pytorch_adapter.bin"
+    tensors = torch.load(place, weights_only=True)
+    kept = {k: x for k, x in tensors.items() if not k.endswith(gone)}
+    assert len(kept) < len(tensors)
+    torch.save(kept, place)
+    model = load_backbone(folder / "backbone")
+    with pytest.raises(ValueError, match=r"(source|prompt): expected"):
+        import_prompt(model, folder, "task")
+    assert not model.tasks
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("adapter_config", {"config__prefix_length": None}, "expected prefix_length of type int"),
+        ("adapter_config", {"config__bottleneck_size": "6"}, "expected bottleneck_size of type"),
+        ("adapter_config", {"config__dropout": [0.1]}, "expected dropout of type float"),
+        ("adapter_config", {"config__leave_out": 1}, "expected leave_out of type list, got 1"),
+        ("adapter_config", {"config__leave_out": [[1]]}, "expected leave_out, numbers of layers"),
+        ("adapter_config", {"name": 3}, "expected name of type str, got 3"),
+        ("head_config", {"config__head_type": []}, "expected head_type of type str"),
+        ("head_config", {"config": None}, "expected config of type dict, got None"),
+        ("head_config", {"config__label2id": ["a"]}, "expected label2id of type dict"),
+        ("head_config", {"config__label2id": {"a": 0, "b": 0, "c": 2}}, "label2id: expected the"),
+        ("head_config", {"config__label2id": {"a": 0, "b": "1"}}, "label2id: expected the num"),
+    ],
+)
+def test_fields_of_adapters_that_are_odd(file, changes, message, tmp_path):
+    folder = copy_case("bert-mlp", tmp_path)
+    edit(folder / f"{file}.json", **changes)
+    model = load_backbone(folder / "backbone")
+    with pytest.raises(ValueError, match=message):
+        import_prompt(model, folder, "task")
+    assert not model.tasks
 
 
 def test_command(tmp_path):
@@ -166,7 +194,7 @@ def test_command(tmp_path):
     wrong = CliRunner().invoke(app, [*arguments, "--labels", "no,yes"])
     assert "error: labels: expected 3" in wrong.stderr
     assert not output.exists()
-    result = CliRunner().invoke(app, [*arguments, "--labels", "no,maybe,yes"])
+    result = CliRunner().invoke(app, [*arguments, "--labels", "no, maybe,yes"])
     assert result.exit_code == 0, result.stderr
     assert "from adapters: 'mood'" in result.stdout
     again = CliRunner().invoke(app, arguments)
@@ -226,4 +254,4 @@ def test_command_for_clip(tmp_path):
     arguments = ["--output", str(output), "--backbone", str(source / "backbone")]
     result = CliRunner().invoke(app, ["convert", str(source), *arguments])
     assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in output.iterdir()) == ["images", "text"]
+    assert sorted(path.name for path in output.iterdir()) == ["clip.json", "images", "text"]

@@ -53,7 +53,8 @@ def prompt_model(stock):
 def batch():
     mask = torch.arange(9) < torch.tensor([9, 4, 6])[:, None]
     ids = torch.randint(4, 100, (3, 9)).masked_fill(~mask, 1)
-    return {"input_ids": ids, "attention_mask": mask.long()}
+    types = (torch.arange(9) > 2).long().expand(3, 9)
+    return {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": types}
 
 
 def outputs(output):
@@ -142,6 +143,7 @@ def bert(tiny_backbone):
         ("TOKEN_CLS", {"gate": True}, "gate: PEFT computes with False"),
         ("TOKEN_CLS", {"layers": (0, 1)}, "layers: PEFT has a prefix in all of them"),
         ("QUESTION_ANS", {"token_types": True}, "token_types: PEFT computes with False"),
+        ("TOKEN_CLS", {"token_types": False}, "token_types: PEFT computes with True"),
         ("TOKEN_CLS", {"prompt_length": 0, "position_offset": 0}, "prompt_length: PEFT has no"),
     ],
 )
@@ -169,6 +171,7 @@ def test_families_and_tasks_that_peft_does_not_have(bert, tiny_backbone, tmp_pat
         ({"num_layers": 12}, "expected num_layers 3, got 12"),
         ({"token_dim": 64}, "expected token_dim 32, got 64"),
         ({"num_transformer_submodules": 2}, "expected num_transformer_submodules 1, got 2"),
+        ({"num_virtual_tokens": 9}, "expected num_virtual_tokens of the 5 rows in the file"),
         ({"task_type": None}, "expected task_type SEQ_CLS or .* got None"),
         ({"task_type": "QUESTION_ANS"}, r"expected qa_outputs\.weight in the adapter, found none"),
     ],

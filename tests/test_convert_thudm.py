@@ -153,6 +153,19 @@ def poison(folder):
     torch.save(tensors, folder / "pytorch_model.bin")
 
 
+def without_backbone(folder):
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    own = {key: x for key, x in tensors.items() if "encoder.layer" not in key}
+    own.pop("bert.embeddings.word_embeddings.weight")
+    torch.save(own, folder / "pytorch_model.bin")
+
+
+def scalar(folder):
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    tensors["prefix_encoder.embedding.weight"] = torch.tensor(1.0)
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
 def cut(folder):
     data = (folder / "pytorch_model.bin").read_bytes()
     (folder / "pytorch_model.bin").write_bytes(data[: len(data) // 2])
@@ -172,6 +185,16 @@ class Evil:
         (lambda x: torch.save(Evil(), x / "pytorch_model.bin"), "not a file of tensors"),
         (lambda x: torch.save([1], x / "pytorch_model.bin"), "expected tensors by name, got list"),
         (lambda x: torch.save({}, x / "pytorch_model.bin"), "expected prefix_encoder.embedding"),
+        (without_backbone, r"source: expected bert\.embeddings\.word_embeddings\.weight, got"),
+        (scalar, "expected prefix_encoder.embedding"),
+        (
+            lambda x: edit(x / "config.json", hidden_dropout_prob="0.1"),
+            "config.json: expected hidden_dropout_prob of type float, got '0.1'",
+        ),
+        (
+            lambda x: edit(x / "config.json", id2label=["a"]),
+            "config.json: expected id2label of type dict",
+        ),
         (lambda x: (x / "pytorch_model.bin").unlink(), "expected model.safetensors or pytorch"),
         (lambda x: (x / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda x: (x / "config.json").write_text("[]"), "config.json: expected a JSON object"),

@@ -1,6 +1,7 @@
 """DeBERTa v1, v2 and v3: the stock model without a prompt, the official form with one."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,3 +166,24 @@ def test_talking_heads_are_refused():
     config = AutoConfig.for_model("deberta", **COMMON, pos_att_type=BOTH, talking_head=True)
     with pytest.raises(NotImplementedError, match="backbone: DeBERTa with talking_head"):
         PromptModel(AutoModel.from_config(config))
+
+
+def test_positions_that_are_not_added_are_refused():
+    backbone = tiny_deberta("v3")
+    model = PromptModel(backbone).eval()
+    with pytest.raises(ValueError, match="position_offset: the backbone adds no positions"):
+        model.add_task("task", replace(SHORT, position_offset=3))
+    ids = torch.randint(4, 100, (1, 6))
+    with pytest.raises(ValueError, match="position_ids: deberta-v2 has none"):
+        model(ids, position_ids=torch.arange(6)[None], task=None)
+
+
+def test_kinds_of_positions_without_relative_attention():
+    """A stock configuration may name them although nothing reads them."""
+    settings = dict(relative_attention=False, share_att_key=False, pos_att_type=BOTH)
+    config = AutoConfig.for_model("deberta-v2", **COMMON | settings)
+    backbone = AutoModel.from_config(config).eval()
+    ids = torch.randint(4, 100, (1, 6))
+    expected = backbone(ids).last_hidden_state
+    got = PromptModel(copy.deepcopy(backbone)).eval()(ids, task=None).last_hidden_state
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -108,6 +108,16 @@ def test_one_task_and_its_gradient(
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("task", ["embed", None])
+def test_a_list_of_tasks_without_heads(tiny_backbone: Any, packed: Any, task: str | None) -> None:
+    model = new_model(tiny_backbone("bert"))
+    output = model(**packed, task=[task] * len(LENGTHS))
+    assert output.logits == (None,) * len(LENGTHS)
+    expected = model(**packed, task=task).last_hidden_state
+    torch.testing.assert_close(output.last_hidden_state, expected, rtol=0, atol=1e-5)
+
+
 def test_roberta_counts_no_padding_token_in_a_text(tiny_backbone: Any, packed: Any) -> None:
     """Its position ids skip a padding token wherever it stands."""
     backbone = tiny_backbone("roberta")

@@ -49,6 +49,18 @@ def rates(schedule, optimizer, steps):
     return found
 
 
+def test_classifiers_see_the_first_token_and_the_command_takes_it(seen, minilm_path, tmp_path):
+    assert {recipe(name)["pooling"] for name in recipe_names() if "pooling" in recipe(name)} == {
+        "first"
+    }
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "a", "choices": ["b", "c"], "label": 0}\n' * 2)
+    command = ["train", "--recipe", "copa-bert-large", "--backbone", str(minilm_path)]
+    command += ["--train", str(data), "--validation", str(data), "--output", str(tmp_path / "x")]
+    assert CliRunner().invoke(app, command).stderr.endswith("error: far enough\n")
+    assert (seen.prompt["task"], seen.prompt["pooling"]) == ("multiple-choice", "first")
+
+
 def test_exponential_schedule():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     schedule = make_schedule("exponential", optimizer, 12, 3, 0.0)

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
+from typer.testing import CliRunner
 
 from ptv2 import ClipPromptModel, PromptConfig, PromptModel, UnknownTaskError
+from ptv2.cli import app
 from ptv2.families import family_of
 from ptv2.layout import Padded
 from tests.textbook_model import inject_process_slice, states_with_prompt
@@ -150,6 +152,7 @@ def clip():
         text_config=text | {"initializer_factor": 4.0}, vision_config=SIZES, projection_dim=8
     )
     torch.manual_seed(3)
+    config._name_or_path = "somewhere"
     return randomised(CLIPModel(config))
 
 
@@ -250,5 +253,64 @@ def test_what_clip_refuses(clip, texts, pixels, tmp_path):
         model(**texts, pixel_values=pixels, text_task=None, image_task=["task"])
     with pytest.raises(ValueError, match="task: 'none' is unknown; the model's tasks are: task"):
         model.save_task("none", tmp_path)
-    with pytest.raises(FileNotFoundError, match="directory: expected text or images"):
+    with pytest.raises(FileNotFoundError, match=r"directory: expected clip\.json"):
         model.load_task(tmp_path)
+    for text in ("{", "[]", '{"name": "a", "parts": ["sound"]}', '{"parts": []}'):
+        (tmp_path / "clip.json").write_text(text)
+        with pytest.raises(ValueError, match=r"clip\.json: expected a name and parts"):
+            model.load_task(tmp_path)
+    nothing = {name: x[:0] for name, x in texts.items()}
+    with pytest.raises(ValueError, match="text_task: expected at least one row, got none"):
+        model(**nothing, pixel_values=pixels, text_task=None, image_task=None)
+
+
+def test_clip_saves_a_task_in_one_step(clip, tmp_path):
+    model = ClipPromptModel(clip)
+    model.add_task("both", FEATURES, FEATURES)
+    model.add_task("texts", FEATURES)
+    model.save_task("both", tmp_path / "saved")
+    before = model.images.key_value("both").clone()
+    model.images.prompts["both"].embedding.data[0] = float("nan")
+    with pytest.raises(ValueError, match="expected finite values"):
+        model.save_task("both", tmp_path / "saved")
+    model.remove_task("both")
+    assert not model.images.tasks
+    assert list(model.text.tasks) == ["texts"]
+    model.load_task(tmp_path / "saved")
+    assert torch.equal(model.images.key_value("both"), before)
+
+    model.save_task("texts", tmp_path / "saved")  # in the place of a task for both
+    other = ClipPromptModel(clip)
+    assert other.load_task(tmp_path / "saved", "alone") == "alone"
+    assert (list(other.text.tasks), list(other.images.tasks)) == (["alone"], [])
+    card = (tmp_path / "saved" / "text" / "README.md").read_text()
+    assert "ClipPromptModel.from_pretrained('somewhere')" in card
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "saved")])
+    assert shown.exit_code == 0
+    assert shown.stdout.count("somewhere (clip_text_model)") == 1
+
+
+def test_what_clip_would_ignore_is_refused_however_it_came(clip, texts, pixels, tmp_path):
+    model = ClipPromptModel(clip)
+    shifted = PromptConfig("feature-extraction", prompt_length=2, position_offset=3)
+    model.text.add_task("task", shifted)
+    with pytest.raises(ValueError, match="text: expected position_offset 0, got 3"):
+        model(**texts, pixel_values=pixels, text_task="task", image_task=None)
+    model.save_task("task", tmp_path / "saved")
+    model.remove_task("task")
+    with pytest.raises(ValueError, match="text: expected position_offset 0, got 3"):
+        model.load_task(tmp_path / "saved")
+    assert not model.text.tasks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_offset": 3}, "position_offset: the backbone adds no positions"),
+        ({"token_types": False}, "token_types: images have none"),
+    ],
+)
+def test_images_have_no_positions_and_types(backbone, changes, message):
+    config = PromptConfig("feature-extraction", prompt_length=2, **changes)
+    with pytest.raises(ValueError, match=message):
+        PromptModel(backbone).add_task("task", config)

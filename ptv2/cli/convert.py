@@ -53,6 +53,7 @@ def _import(
     if not (origin := backbone or stored):
         raise ValueError(f"backbone: {source} names none, expected --backbone")
     model = load_backbone(origin)
-    system = import_prompt(model, source, name, None if labels is None else labels.split(","))
+    names = None if labels is None else [label.strip() for label in labels.split(",")]
+    system = import_prompt(model, source, name, names)
     model.save_task(name, output)
     typer.echo(f"from {system}: {name!r} in {output}")

@@ -7,7 +7,9 @@ from typing import Annotated
 import transformers
 import typer
 
-from ..assets import read_asset
+from .. import storage
+from ..assets import Asset, read_asset
+from ..clip import INDEX, read_index
 from ..demo import run as run_demo
 from ..report import print_fields, scores_of
 from ..run_directory import METRICS
@@ -17,7 +19,14 @@ from .options import option, reports_errors
 @reports_errors
 def info(prompt: Annotated[Path, typer.Argument(help="Directory of a saved prompt.")]) -> None:
     """Show what a saved prompt is."""
-    asset = read_asset(prompt)
+    if storage.holds(prompt, INDEX):
+        for part in read_index(prompt)["parts"]:
+            _show(prompt / part, read_asset(prompt, part))
+    else:
+        _show(prompt, read_asset(prompt))
+
+
+def _show(prompt: Path, asset: Asset) -> None:
     total = sum(x.numel() for x in asset.tensors.values())
     head = sum(x.numel() for key, x in asset.tensors.items() if key.startswith("head."))
     rows = {

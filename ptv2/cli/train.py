@@ -7,13 +7,14 @@ import typer
 from transformers import set_seed
 
 from ..config import PromptConfig
+from ..heads import POOLED
 from ..memory import describe, device_memory, parse_bytes, plan
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..processes import is_main
 from ..recipes import recipe as read_recipe
 from ..report import print_fields, print_scores
-from ..tasks import TASKS, SequenceClassification, load_data, make_task
+from ..tasks import TASKS, load_data, make_task
 from ..train_config import TrainConfig
 from ..training import prepare_module
 from ..training import train as train_task
@@ -189,7 +190,7 @@ def train(
         **{field: getattr(reader, field) for field in reader.prompt_fields},
     }
     if pooling is not None:
-        if task != SequenceClassification.kind:
+        if task not in POOLED:
             raise ValueError(f"pooling: {task} pools nothing, expected none, got {pooling!r}")
         prompt["pooling"] = pooling
     name = name or output.resolve().name

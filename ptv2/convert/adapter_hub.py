@@ -7,8 +7,9 @@ nothing in others or in eager attention: what is read is the latter, with a warn
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -67,27 +68,24 @@ def import_adapters(
     kind, head, fields = _read_head(directory, labels)
     if isinstance(model, ClipPromptModel) and kind != "feature-extraction":
         raise ValueError(f"head_config.json: expected no head on CLIP, got one for {kind}")
-    prompts = []
-    for encoder, left_out in _encoders(model, settings):
-        own = _own_part(encoder, tensors, field(description, "name", CONFIG))
+    prompts: list[ForeignPrompt] = []
+    encoders = _encoders(model, settings)
+    for encoder, left_out in encoders:
+        own = _own_part(encoder, tensors, field(description, "name", CONFIG, str))
         prompt, form = _read_prompt(encoder, own, settings, left_out)
         config = PromptConfig(
             kind,  # type: ignore[arg-type]
-            prompt_length=int(field(settings, "prefix_length", CONFIG)),
-            prompt_dropout=float(settings.get("dropout", 0.0)),
+            prompt_length=field(settings, "prefix_length", CONFIG, int),
+            prompt_dropout=field(settings, "dropout", CONFIG, float, 0.0),
             **form,
             **fields,
         )
-        prompts.append((encoder, ForeignPrompt(config, prompt, head)))
-    added: list[PromptModel] = []
-    try:
-        for encoder, foreign in prompts:
-            foreign.add_to(encoder, name)
-            added.append(encoder)
-    except ValueError:
-        for encoder in added:
-            encoder.remove_task(name)
-        raise
+        prompts.append(ForeignPrompt(config, prompt, head))
+    if isinstance(model, PromptModel):
+        return prompts[0].add_to(model, name)
+    pairs = zip(prompts, (model.text, model.images), strict=True)
+    adders = [partial(prompt.add_to, encoder, name) for prompt, encoder in pairs]
+    model.add_parts(name, dict(zip(("text", "images"), adders, strict=True)))
 
 
 def _require_prefix(
@@ -119,9 +117,11 @@ def _require_prefix(
 
 def _encoders(
     model: PromptModel | ClipPromptModel, settings: Mapping[str, Any]
-) -> list[tuple[PromptModel, set[int]]]:
+) -> list[tuple[PromptModel, Collection[int]]]:
     """What gets a prompt, and the layers that have none there."""
-    left_out = {int(layer) for layer in settings.get("leave_out") or ()}
+    left_out: list[Any] = field(settings, "leave_out", CONFIG, list, [])
+    if not all(type(layer) is int for layer in left_out):
+        raise ValueError(f"{CONFIG}: expected leave_out, numbers of layers, got {left_out}")
     if isinstance(model, PromptModel):
         return [(model, left_out)]
     texts = model.text.geometry.layers  # the layers for images are counted after these
@@ -143,7 +143,7 @@ def _read_prompt(
     model: PromptModel,
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
-    left_out: set[int],
+    left_out: Collection[int],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of a `Prompt`, and the fields of its form and layers."""
     modules = family_of(model.backbone.config.model_type).layers(model.backbone)
@@ -154,8 +154,8 @@ def _read_prompt(
     order = [kept.index(places[layer]) for layer in layers]
     form: dict[str, Any] = {"layers": None if len(layers) == len(modules) else layers}
     if settings.get("flat"):
-        length = int(field(settings, "prefix_length", CONFIG))
-        flat = field(tensors, "control_trans", "source")
+        length = field(settings, "prefix_length", CONFIG, int)
+        flat = field(tensors, "control_trans", "source", Tensor)
         if length < 1 or flat.numel() % length:
             raise ValueError(
                 f"{CONFIG}: expected a prefix_length that divides {flat.numel()}, got {length}"
@@ -168,15 +168,15 @@ def _read_prompt(
         if key.startswith("control_trans.")
     }
     for part in ("network.2.weight", "network.2.bias"):
-        found = field(network, part, "source")
+        found = field(network, part, "source", Tensor)
         if not kept or len(found) % len(kept):
             raise ValueError(f"source: expected {part} for {len(kept)} layers, got {len(found)}")
         network[part] = found.unflatten(0, (len(kept), -1))[order].flatten(0, 1)
     form |= {
         "parametrization": "mlp",
-        "network_size": int(field(settings, "bottleneck_size", CONFIG)),
+        "network_size": field(settings, "bottleneck_size", CONFIG, int),
     }
-    return {"embedding": field(tensors, "wte.weight", "source"), **network}, form
+    return {"embedding": field(tensors, "wte.weight", "source", Tensor), **network}, form
 
 
 def _read_head(
@@ -186,16 +186,15 @@ def _read_head(
     place = directory / "head_config.json"
     if not place.is_file():
         return "feature-extraction", {}, {}
-    settings = field(read_json(place), "config", place.name)
-    if settings.get("head_type") not in _KINDS:
-        raise ValueError(
-            f"head_type: expected {' or '.join(_KINDS)}, got {settings.get('head_type')!r}"
-        )
+    settings = field(read_json(place), "config", place.name, dict)
+    head_type = field(settings, "head_type", place.name, str)
+    if head_type not in _KINDS:
+        raise ValueError(f"head_type: expected {' or '.join(_KINDS)}, got {head_type!r}")
     if settings.get("use_pooler"):
         raise ValueError("use_pooler: expected a head on the first token, got one on the pooler")
     if settings.get("multilabel"):
         raise ValueError("multilabel: expected one label an image, got any number of them")
-    kind = _KINDS[settings["head_type"]]
+    kind = _KINDS[head_type]
     tensors = read_tensors(directory, ("model_head.safetensors", "pytorch_model_head.bin"))
     modules = sorted({int(key.split(".")[-2]) for key in tensors})
     names = {1: ("linear",), 2: ("dense", "linear")}.get(len(modules))
@@ -208,15 +207,26 @@ def _read_head(
         for key, x in tensors.items()
         if key.endswith(f".{module}.{part}")
     }
-    multi_label = settings["head_type"].startswith("multilabel")
+    multi_label = head_type.startswith("multilabel")
     fields: dict[str, Any] = {"pooling": "first", "multi_label": multi_label}
     if "dense" in names:
         fields["head_activation"] = settings.get("activation_function")
     if kind.endswith("classification"):
-        stored = settings.get("label2id") or {}
-        classes = len(field(head, "linear.weight", "head"))
-        found = labels or (
-            sorted(stored, key=stored.__getitem__) if len(stored) == classes else None
-        )
-        fields["labels"] = label_names(found, classes)
+        classes = len(field(head, "linear.weight", "head", Tensor))
+        fields["labels"] = label_names(labels or _stored_labels(settings, classes), classes)
     return kind, head, fields
+
+
+def _stored_labels(settings: Mapping[str, Any], count: int) -> list[str] | None:
+    """The names that a head has for its classes; None if it has none."""
+    numbers: dict[str, Any] = field(settings, "label2id", "head_config.json", dict, {})
+    if not numbers:
+        return None
+    if any(type(x) is not int for x in numbers.values()) or (
+        sorted(numbers.values()) != list(range(count))
+    ):
+        raise ValueError(
+            f"label2id: expected the numbers below {count}, once each, got {numbers}; "
+            f"or give the labels"
+        )
+    return sorted(numbers, key=numbers.__getitem__)

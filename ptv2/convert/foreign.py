@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,8 @@ from torch import Tensor
 from ..config import PromptConfig
 from ..families import Geometry
 from ..model import PromptModel
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,30 @@ def label_names(labels: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def field(values: Mapping[str, Any], name: str, where: str) -> Any:
-    """A value that has to be there.
+def field(
+    values: Mapping[str, Any],
+    name: str,
+    where: str,
+    kind: type[Kind],
+    default: Kind | None = None,
+) -> Kind:
+    """A value of some type; an int counts as a float, True and False as bool alone.
+
+    Args:
+        default: what it is if it is not there, or null. None: it has to be there.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not there, or of another type.
     """
+    value = values.get(name)
+    if value is None and default is not None:
+        return default
     if name not in values:
         raise ValueError(f"{where}: expected {name}, got {', '.join(sorted(values)) or 'nothing'}")
-    return values[name]
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}: expected {name} of type {kind.__name__}, got {value!r}")
+    return cast(Kind, value)
 
 
 def read_json(place: Path) -> dict[str, Any]:
@@ -131,11 +148,12 @@ def read_tensors(directory: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise FileNotFoundError(f"source: expected {' or '.join(names)} in {directory}")
     try:
         if place.suffix == ".safetensors":
-            return load_file(place)
-        found = torch.load(place, map_location="cpu", weights_only=True)
+            found = load_file(place)
+        else:
+            found = torch.load(place, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{place}: not a file of tensors: {reason}") from None
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ValueError(f"{place}: expected tensors by name, got {type(found).__name__}")
-    return found
+    return {name: x for name, x in found.items() if x.dim()}  # no parameter is a single number

@@ -59,9 +59,14 @@ def import_peft(
         key.removeprefix("base_model.").removeprefix("model."): x for key, x in tensors.items()
     }
     kind = _require_prefix(model, settings)
-    key_value = unflatten(field(tensors, "prompt_embeddings", "source"), model.geometry)
+    key_value = unflatten(field(tensors, "prompt_embeddings", "source", Tensor), model.geometry)
     head = {} if kind == "feature-extraction" else _read_head(model, kind, tensors)
     length = key_value.shape[3]
+    if length < 1 or settings.get("num_virtual_tokens") != length:
+        raise ValueError(
+            f"{CONFIG}: expected num_virtual_tokens of the {length} rows in the file, at least 1, "
+            f"got {settings.get('num_virtual_tokens')!r}"
+        )
     config = PromptConfig(
         kind,  # type: ignore[arg-type]
         label_names(labels, len(head["linear.bias"])) if kind.endswith("classification") else (),
@@ -116,7 +121,7 @@ def export_peft(model: PromptModel, name: str, directory: str | PathLike[str]) -
 
 def _require_prefix(model: PromptModel, settings: Mapping[str, Any]) -> str:
     """The kind of task of an adapter, if it is one that PEFT itself would use."""
-    geometry, family = model.geometry, model.backbone.config.model_type
+    geometry = model.geometry
     expected = {
         "peft_type": "PREFIX_TUNING",
         "num_layers": geometry.layers,
@@ -127,22 +132,24 @@ def _require_prefix(model: PromptModel, settings: Mapping[str, Any]) -> str:
     for key, value in expected.items():
         if settings.get(key) != value:
             raise ValueError(f"{CONFIG}: expected {key} {value!r}, got {settings.get(key)!r}")
-    if family not in _ACTIVATIONS:
-        raise ValueError(
-            f"backbone: PEFT's prefixes work with {', '.join(_ACTIVATIONS)}, got {family}"
-        )
+    _require_family(model)
     task_type = settings.get("task_type")
     if task_type not in _KINDS:
         raise ValueError(f"{CONFIG}: expected task_type {' or '.join(_KINDS)}, got {task_type!r}")
     return _KINDS[task_type]
 
 
-def _require_exportable(model: PromptModel, config: PromptConfig) -> None:
-    family, length = model.backbone.config.model_type, config.prompt_length
+def _require_family(model: PromptModel) -> None:
+    family = model.backbone.config.model_type
     if family not in _ACTIVATIONS:
         raise ValueError(
             f"backbone: PEFT's prefixes work with {', '.join(_ACTIVATIONS)}, got {family}"
         )
+
+
+def _require_exportable(model: PromptModel, config: PromptConfig) -> None:
+    length = config.prompt_length
+    _require_family(model)
     if config.task not in _KINDS.values():
         raise ValueError(f"task: PEFT has no {config.task}, expected {', '.join(_KINDS.values())}")
     expected: dict[str, Any] = {"depth": "layers", "gate": False, "position_offset": length}
@@ -150,8 +157,8 @@ def _require_exportable(model: PromptModel, config: PromptConfig) -> None:
         expected |= {"pooling": "first"}
     if config.task != "feature-extraction":
         expected |= {"head_activation": _activation(model, config.task)}
-    if not config.task.endswith("classification") and _has_token_types(model):
-        expected |= {"token_types": False}
+    if _has_token_types(model):
+        expected |= {"token_types": config.task.endswith("classification")}
     for name, value in expected.items():
         if getattr(config, name) != value:
             raise ValueError(

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from ..config import PromptConfig
 from ..model import PromptModel
-from .foreign import ForeignPrompt, label_names, read_json, read_tensors, unflatten
+from .foreign import ForeignPrompt, field, label_names, read_json, read_tensors, unflatten
 
 _KINDS = {
     "PrefixForSequenceClassification": "sequence-classification",
@@ -58,7 +58,7 @@ def import_thudm(
     prompt, form = _read_prompt(model, tensors)
     backbone = model.backbone.config
     activation: Any = _pooler(backbone)[1] if "dense.weight" in head else None
-    dropout = float(settings.get("hidden_dropout_prob", 0.1))
+    dropout = field(settings, "hidden_dropout_prob", "config.json", float, 0.1)
     classes = len(head["linear.bias"]) if kind.endswith("classification") else 0
     config = PromptConfig(
         kind,  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def import_thudm(
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
-    names = settings.get("architectures") or ["none"]
+    names = field(settings, "architectures", "config.json", list, ["none"])
     for ending, kind in _KINDS.items():
         if str(names[0]).endswith(ending):
             return kind
@@ -99,9 +99,9 @@ def _require_same_backbone(
         )
     prefix = model.backbone.base_model_prefix
     for name, weight in model.backbone.named_parameters():
-        theirs = tensors.get(f"{prefix}.{name}")
-        if theirs is None or name.startswith("pooler."):
+        if name.startswith("pooler."):
             continue
+        theirs = field(tensors, f"{prefix}.{name}", "source", Tensor)
         if theirs.shape != weight.shape or not torch.equal(theirs.to(weight), weight):
             raise ValueError(
                 f"source: its backbone is not {model.backbone.config._name_or_path!r}: "
@@ -148,6 +148,6 @@ def _pooler(backbone: PreTrainedConfig) -> tuple[str, str]:
 
 def _stored_labels(settings: Mapping[str, Any], count: int) -> list[str] | None:
     """The names in a configuration, unless they are of another number of classes."""
-    names = settings.get("id2label") or {}
+    names = field(settings, "id2label", "config.json", dict, {})
     found = [str(names[key]) for key in sorted(names, key=int)]
     return found if len(found) == count else None

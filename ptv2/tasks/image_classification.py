@@ -58,11 +58,11 @@ class ImageClassification(Task):
 
     def sequences(self, feature: Feature) -> list[Feature]:
         """Read the image: `pixel_values` (channels, height, width)."""
+        where = feature["image"]["path"] or f"example {feature['example']}"
         try:
             with _open(feature["image"]) as image:
-                rgb = image.convert("RGB")
+                rgb = _upright(image).convert("RGB")
         except OSError as error:  # the head of the file was read before
-            where = feature["image"]["path"] or f"example {feature['example']}"
             raise ValueError(f"image_column: the image {where} cannot be read: {error}") from None
         return [{"pixel_values": self.tokenizer(rgb, return_tensors="pt")["pixel_values"][0]}]
 
@@ -92,6 +92,10 @@ class ImageClassification(Task):
         return SequenceClassification(self.tokenizer, self.labels, label_column=self.label_column)
 
 
+_DEEP = ("I", "F")
+"""Pillow's modes of more than 8 bits, which it would clip."""
+
+
 def _source(image: Any) -> dict[str, Any]:
     """The bytes or the path of an image, as `datasets` keeps it."""
     if isinstance(image, dict):
@@ -100,19 +104,35 @@ def _source(image: Any) -> dict[str, Any]:
 
 
 def _open(source: dict[str, Any]) -> Any:
+    """Raises an OSError too for an image that is too large to be one in earnest."""
     from PIL import Image as pillow
 
-    return pillow.open(source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"]))
+    place = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
+    try:
+        return pillow.open(place)
+    except pillow.DecompressionBombError as error:
+        raise OSError(str(error)) from None
 
 
 def _require_image(source: dict[str, Any], where: str) -> None:
     if source["bytes"] is None and source["path"] is None:
         raise ValueError(f"image_column: expected bytes or a path in {where}, got neither")
     try:
-        _open(source).close()
+        with _open(source) as image:
+            if image.mode.startswith(_DEEP):
+                raise ValueError(
+                    f"image_column: expected 8 bits a channel in {where}, got mode {image.mode}"
+                )
     except ImportError:
         raise ImportError(
             "image-classification needs pillow: pip install 'ptv2[images]'"
         ) from None
     except OSError as error:
         raise ValueError(f"image_column: no image in {where}: {error}") from None
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF data says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)

@@ -68,6 +68,8 @@ def test_saved_started_from_and_shared(tiny_backbone, batch, tmp_path):
     model = PromptModel(tiny_backbone("bert")).eval()
     model.add_task("mlp", replace(SHALLOW, parametrization="mlp", network_size=6))
     model.add_task("plain", SHALLOW, start_from="mlp")
+    with pytest.raises(ValueError, match="name: the prompt of 'plain' is before the text"):
+        model.key_value("plain")
     model.add_task("shared", SHALLOW, share_prompt_with="plain")
     model.save_task("mlp", tmp_path / "mlp")
     model.save_task("plain", tmp_path / "plain")

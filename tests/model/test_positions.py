@@ -57,6 +57,37 @@ def test_own_position_ids_are_moved_too(tiny_backbone, batch):
     assert torch.equal(model(**batch, position_ids=own, task="shifted").logits, expected)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_position_ids_that_an_offset_would_move_out(tiny_backbone, packed):
+    model = PromptModel(tiny_backbone("bert")).eval()
+    model.add_task("shifted", SHIFTED)
+    ids = torch.arange(4, 9)[None]
+    own = {"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)} if packed else {}
+    model(ids, position_ids=torch.arange(56, 61)[None], task="shifted", **own)
+    with pytest.raises(ValueError, match="position_ids: expected less than 61 beside a posit"):
+        model(ids, position_ids=torch.arange(57, 62)[None], task="shifted", **own)
+    if not packed:  # padding may stand anywhere
+        mask = torch.tensor([[1, 1, 1, 1, 0]])
+        model(ids, mask, position_ids=torch.arange(57, 62)[None], task="shifted")
+
+
+@torch.no_grad()
+def test_padding_on_the_left_takes_no_position(tiny_backbone):
+    """RoBERTa counts tokens alone: 50 of them and an offset of 10 fit into 64 positions."""
+    model = PromptModel(tiny_backbone("roberta")).eval()
+    model.add_task("shifted", replace(TAG, position_offset=10))
+    ids = torch.randint(4, 100, (1, 50))
+    padded = torch.cat((torch.ones(1, 14, dtype=torch.long), ids), 1)
+    got = model(padded, (padded != 1).long(), task="shifted").logits[:, 14:]
+    torch.testing.assert_close(got, model(ids, task="shifted").logits, rtol=0, atol=1e-5)
+
+
+def test_an_offset_beyond_all_positions(tiny_backbone):
+    model = PromptModel(tiny_backbone("bert"))
+    with pytest.raises(ValueError, match="position_offset: expected less than the backbone's 64"):
+        model.add_task("far", replace(TAG, position_offset=64))
+
+
 def test_no_token_without_a_position(tiny_backbone):
     """The tiny backbones have 64 positions; padding may lie beyond them."""
     model = PromptModel(tiny_backbone("bert")).eval()

@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as pillow
 from transformers import AutoConfig, AutoModel, ViTImageProcessor
+from transformers.image_utils import load_image
 from typer.testing import CliRunner
 
 from ptv2 import Predictor, PromptConfig, PromptModel
@@ -143,6 +144,34 @@ def test_a_file_that_is_no_image(rows, tmp_path):
     numbers = Dataset.from_dict({"image": [x["image"] for x in rows], "label": [0.5] * 18})
     with pytest.raises(ValueError, match="label_column: expected one class an image, got numbers"):
         ImageClassification(None).fit_labels(numbers)
+
+
+def test_images_are_turned_as_their_data_says(tmp_path):
+    """A photograph that a camera has stored lying, as `datasets` and transformers read it."""
+    image = pillow.new("RGB", (20, 10))
+    image.paste((250, 250, 250), (0, 0, 10, 10))
+    exif = pillow.Exif()
+    exif[0x0112] = 6  # the top is on the right
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    task = ImageClassification(ViTImageProcessor(size={"height": 16, "width": 16}), ("a", "b"))
+    (feature,) = task.prepare_inputs([tmp_path / "photo.jpg"])
+    got = task.sequences(feature)[0]["pixel_values"]
+    upright = load_image(str(tmp_path / "photo.jpg"))
+    expected = task.tokenizer(upright, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(got, expected)
+    assert got[0, 0].mean() > got[0, -1].mean()
+
+
+def test_images_that_pillow_would_clip_or_refuse(tmp_path, monkeypatch):
+    place = tmp_path / "deep.png"
+    pillow.new("I;16", (8, 8), 30000).save(place)
+    task = ImageClassification(None)
+    with pytest.raises(ValueError, match=r"expected 8 bits a channel in input 0, got mode I"):
+        task.prepare_inputs([place])
+    pillow.new("RGB", (64, 64)).save(place)
+    monkeypatch.setattr(pillow, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="no image in input 0: Image size"):
+        task.prepare_inputs([place])
 
 
 def test_images_that_cannot_be_read(rows, tmp_path):
