@@ -1,6 +1,26 @@
 """Answers for many tasks at once: the prompts on a device, and packed batches of any of them."""
 
+from .bank import Bank
+from .batcher import (
+    Batcher,
+    DeadlineError,
+    Job,
+    Limits,
+    OverloadedError,
+    UnavailableError,
+)
 from .engine import BUDGET, Engine
 from .served import Served
 
-__all__ = ["BUDGET", "Engine", "Served"]
+__all__ = [
+    "BUDGET",
+    "Bank",
+    "Batcher",
+    "DeadlineError",
+    "Engine",
+    "Job",
+    "Limits",
+    "OverloadedError",
+    "Served",
+    "UnavailableError",
+]

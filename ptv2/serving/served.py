@@ -1,7 +1,7 @@
 """A version of a task, as requests are answered with it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -38,7 +38,7 @@ class Served:
 
     Args:
         name: of the task.
-        version: counts the versions of a name, from 1.
+        version: counts the versions of a name, from 1; 0 before it has one.
         sha256: of the prompt and the head.
         config: of the task.
         prompt: its keys, values and gates, of depth "layers".
@@ -58,7 +58,6 @@ class Served:
     def of(
         cls,
         name: str,
-        version: int,
         config: PromptConfig,
         prompt: FoldedPrompt,
         head: Head | None,
@@ -77,10 +76,10 @@ class Served:
             linears.insert(0, head.dense)
         layers = tuple(map(LayerTiles.of, linears))
         outputs = 0 if head is None else head.linear.out_features
-        return cls(name, version, _digest(own, layers), config, own, layers, outputs)
+        return cls(name, 0, _digest(own, layers), config, own, layers, outputs)
 
     @classmethod
-    def of_task(cls, model: PromptModel, name: str, version: int = 1) -> Self:
+    def of_task(cls, model: PromptModel, name: str) -> Self:
         """Copy a task of a model, as it is now.
 
         Raises:
@@ -89,7 +88,11 @@ class Served:
         """
         prompt = model.folded(name)
         head = model.head(name)
-        return cls.of(name, version, model.tasks[name], prompt, head)
+        return cls.of(name, model.tasks[name], prompt, head)
+
+    def numbered(self, version: int) -> Self:
+        """The same with another number."""
+        return replace(self, version=version)
 
     @property
     def prompt_length(self) -> int:

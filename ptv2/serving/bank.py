@@ -1,0 +1,132 @@
+"""The versions of tasks that requests are answered with: resolved once, kept until the answer."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+from ..assets import Asset, read_asset
+from ..config import check_task_name
+from ..inputs import require_task_of_backbone
+from ..model import PromptModel, UnknownTaskError
+from ..pools import FoldedPrompt
+from .served import Served
+
+
+class Bank:
+    """Tasks by name, each in its current version; any thread may use it.
+
+    A version never changes. Loading a task under a name that exists makes the next version and
+    points the name to it; requests that have the old one are answered with the old one, which is
+    forgotten with the last of them.
+
+    Args:
+        model: whose backbone the tasks are for.
+    """
+
+    def __init__(self, model: PromptModel) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._current: dict[str, Served] = {}
+        self._versions: Counter[str] = Counter()
+        self._readers: Counter[Served] = Counter()
+        self._retired: list[Served] = []
+
+    def load(self, directory: str | PathLike[str], name: str | None = None) -> Served:
+        """Read a saved task and make it the current version of its name.
+
+        Args:
+            name: to serve it under. None: the one it was saved under.
+
+        Raises:
+            FileNotFoundError: there is no saved task.
+            ValueError: it is corrupt, was trained on another backbone, or is no prompt in the
+                layers. What was served before still is.
+        """
+        asset = read_asset(directory)
+        name = asset.name if name is None else name
+        check_task_name(name)
+        self._model.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
+        require_task_of_backbone(self._model.backbone, asset.config)
+        return self.publish(_served(self._model, name, asset))
+
+    def publish(self, task: Served) -> Served:
+        """Make a task the current version of its name, with the next number."""
+        with self._lock:
+            self._versions[task.name] += 1
+            task = task.numbered(self._versions[task.name])
+            self._retire(task.name)
+            self._current[task.name] = task
+        return task
+
+    def unload(self, name: str) -> None:
+        """Admit no more requests for a task.
+
+        Raises:
+            UnknownTaskError: it is not served.
+        """
+        with self._lock:
+            self._require(name)
+            self._retire(name)
+            del self._current[name]
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator[Served]:
+        """The current version of a task, which is kept until the end of the `with`.
+
+        Raises:
+            UnknownTaskError: it is not served.
+        """
+        with self._lock:
+            task = self._require(name)
+            self._readers[task] += 1
+        try:
+            yield task
+        finally:
+            with self._lock:
+                self._readers[task] -= 1
+                if not self._readers[task]:
+                    del self._readers[task]
+                    if self._current.get(name) is not task:
+                        self._retired.append(task)
+
+    def retired(self) -> list[Served]:
+        """Versions that nobody will ask for any more, each told once."""
+        with self._lock:
+            gone, self._retired = self._retired, []
+        return gone
+
+    def tasks(self) -> dict[str, Served]:
+        """The current version of every task."""
+        with self._lock:
+            return dict(self._current)
+
+    def readers(self, task: Served) -> int:
+        """How many requests have a version."""
+        with self._lock:
+            return self._readers[task]
+
+    def _retire(self, name: str) -> None:
+        old = self._current.get(name)
+        if old is not None and not self._readers[old]:
+            self._retired.append(old)
+
+    def _require(self, name: str) -> Served:
+        if name not in self._current:
+            known = ", ".join(self._current) or "none"
+            raise UnknownTaskError(f"task: {name!r} is not served; these are: {known}")
+        return self._current[name]
+
+
+def _served(model: PromptModel, name: str, asset: Asset) -> Served:
+    _, head = asset.build(model.geometry)
+    layers = asset.config.layers
+    tensors = asset.tensors
+    prompt = FoldedPrompt(
+        tuple(range(model.geometry.layers)) if layers is None else layers,
+        tensors["key_value"],
+        tensors.get("gate"),
+        tensors.get("embeddings"),
+    )
+    return Served.of(name, asset.config.folded(), prompt, head)
