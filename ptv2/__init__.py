@@ -9,11 +9,11 @@ from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .outputs import MixedTaskOutput
 from .task_model import TaskModel
+from .version import __version__
 
 if TYPE_CHECKING:
     from .predictor import Predictor
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ClipPromptModel",

@@ -7,16 +7,14 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
 
-from .config import Pooling, PromptConfig
-from .families import family_of
+from .config import Pooling
 from .inputs import packable
 from .layout import Padded
 from .model import PromptModel
-from .positions import positions_of
+from .readers import Readers
 from .serving import Engine, Served
-from .tasks import TASKS, Task, make_task
+from .tasks import Task
 from .tasks.collate import pad
 from .tasks.task import Answer, Feature
 from .tasks.tokens import progress
@@ -44,16 +42,15 @@ class Predictor:
         batch_size: int = 32,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer or load_processor(model)
-        self._given_length = max_length
+        self._readers = Readers(model, tokenizer, max_length)
+        self.tokenizer = self._readers.tokenizer
         self.max_length = self.length_beside(0)
         self.batch_size = batch_size
         self._engine = Engine(model, budget=sys.maxsize) if packable(model.backbone) else None
 
     def length_beside(self, positions: int) -> int:
         """The longest input in tokens, for a prompt that takes so many positions."""
-        longest = longest_input(self.model, self.tokenizer) - positions
-        return longest if self._given_length is None else min(self._given_length, longest)
+        return self._readers.length_beside(positions)
 
     def task(self, name: str, **options: Any) -> Task:
         """How a task of the model reads data; options are fields of its class.
@@ -65,20 +62,7 @@ class Predictor:
             raise ValueError(
                 f"task: {name!r} is unknown; the model's tasks are {list(self.model.tasks)}"
             )
-        config = self.model.tasks[name]
-        family = family_of(self.model.backbone.config.model_type)
-        if family.takes == "pixel_values" and config.task == "feature-extraction":
-            raise NotImplementedError(
-                "task: the model itself gives features of images, expected image-classification"
-            )
-        return make_task(
-            config.task,
-            self.tokenizer,
-            labels=config.labels,
-            max_length=self.length_beside(config.positions),
-            **kept_fields(config),
-            **options,
-        )
+        return self._readers.reader(self.model.tasks[name], **options)
 
     def predict(self, requests: Sequence[tuple[str, Any]]) -> list[Answer]:
         """Answer (task name, input) requests, tasks mixed in a batch as they come.
@@ -202,23 +186,3 @@ class _Sequence(NamedTuple):
     @property
     def inputs(self) -> Feature:
         return self.task.sequences(self.feature)[self.place]
-
-
-def kept_fields(config: PromptConfig) -> dict[str, Any]:
-    """What a prompt's configuration keeps of its task's fields."""
-    names = TASKS[config.task].prompt_fields if config.task in TASKS else ()
-    return {name: getattr(config, name) for name in names}
-
-
-def load_processor(model: PromptModel) -> Any:
-    """The tokenizer, or the image processor, from where the backbone came from."""
-    config = model.backbone.config
-    images = family_of(config.model_type).takes == "pixel_values"
-    return (AutoImageProcessor if images else AutoTokenizer).from_pretrained(config._name_or_path)
-
-
-def longest_input(model: PromptModel, tokenizer: Any) -> int:
-    """How many tokens the backbone has positions for and the tokenizer gives; 1 for an image."""
-    if family_of(model.backbone.config.model_type).takes == "pixel_values":
-        return 1
-    return min(positions_of(model.backbone), int(tokenizer.model_max_length))

@@ -13,6 +13,7 @@ import torch
 
 from .assets import CARD, is_asset
 from .storage import write_json
+from .version import __version__
 
 CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
 
@@ -72,8 +73,6 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
 
 def environment() -> dict[str, Any]:
     """What a result depends on beside its settings."""
-    from . import __version__
-
     return {
         "ptv2": __version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

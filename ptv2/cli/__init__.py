@@ -3,6 +3,7 @@
 import typer
 
 from .convert import convert
+from .serve import serve
 from .show import demo, info
 from .sweep import sweep
 from .train import train
@@ -17,6 +18,7 @@ app.command()(train)
 app.command()(sweep)
 app.command("eval")(evaluate_prompt)
 app.command()(predict)
+app.command()(serve)
 app.command()(convert)
 app.command()(info)
 app.command()(demo)

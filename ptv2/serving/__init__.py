@@ -11,6 +11,7 @@ from .batcher import (
 )
 from .engine import BUDGET, Engine
 from .served import Served
+from .service import Outcome, Service
 
 __all__ = [
     "BUDGET",
@@ -20,7 +21,9 @@ __all__ = [
     "Engine",
     "Job",
     "Limits",
+    "Outcome",
     "OverloadedError",
     "Served",
+    "Service",
     "UnavailableError",
 ]

@@ -146,6 +146,20 @@ class TokenClassification(Task):
             tags += [self.labels[ids[i]] if i >= 0 else None for i in feature["word_starts"]]
         return {"tags": tags}
 
+    def tag_scores(
+        self, logits: Sequence[Tensor], features: Sequence[Feature]
+    ) -> list[tuple[str, float] | None]:
+        """Each word's tag and its probability; None for a word without a piece."""
+        found: list[tuple[str, float] | None] = []
+        for window, feature in zip(logits, features, strict=True):
+            probabilities, ids = window.float().softmax(-1).max(-1)
+            pairs = [
+                (self.labels[label], probability)
+                for label, probability in zip(ids.tolist(), probabilities.tolist(), strict=True)
+            ]
+            found += [pairs[i] if i >= 0 else None for i in feature["word_starts"]]
+        return found
+
     def references(self, data: Dataset) -> list[Any]:
         return [[self.labels[i] for i in row] for row in self._tag_ids(data)]
 

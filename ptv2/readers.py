@@ -1,0 +1,75 @@
+"""How the texts of a task are read and its answers written, for one backbone."""
+
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from .config import PromptConfig
+from .families import family_of
+from .model import PromptModel
+from .positions import positions_of
+from .tasks import TASKS, Task, make_task
+
+
+class Readers:
+    """Makes the reader of any task on a backbone.
+
+    Args:
+        model: of the backbone.
+        tokenizer: of the backbone; for images its image processor. None: loaded from where the
+            backbone came from.
+        max_length: longest input in tokens, if less than the backbone allows.
+    """
+
+    def __init__(
+        self, model: PromptModel, tokenizer: Any = None, max_length: int | None = None
+    ) -> None:
+        self.tokenizer = tokenizer or load_processor(model)
+        self._longest = longest_input(model, self.tokenizer)
+        self._given_length = max_length
+        self._images = family_of(model.backbone.config.model_type).takes == "pixel_values"
+
+    def length_beside(self, positions: int) -> int:
+        """The longest input in tokens, for a prompt that takes so many positions."""
+        longest = self._longest - positions
+        return longest if self._given_length is None else min(self._given_length, longest)
+
+    def reader(self, config: PromptConfig, **options: Any) -> Task:
+        """How a task reads inputs; options are fields of its class.
+
+        Raises:
+            NotImplementedError: tasks of its kind read nothing that the backbone takes.
+            ValueError: an option is none of its kind, or out of its range.
+        """
+        if self._images and config.task == "feature-extraction":
+            raise NotImplementedError(
+                "task: the model itself gives features of images, expected image-classification"
+            )
+        return make_task(
+            config.task,
+            self.tokenizer,
+            labels=config.labels,
+            max_length=self.length_beside(config.positions),
+            **kept_fields(config),
+            **options,
+        )
+
+
+def kept_fields(config: PromptConfig) -> dict[str, Any]:
+    """What a prompt's configuration keeps of its task's fields."""
+    names = TASKS[config.task].prompt_fields if config.task in TASKS else ()
+    return {name: getattr(config, name) for name in names}
+
+
+def load_processor(model: PromptModel) -> Any:
+    """The tokenizer, or the image processor, from where the backbone came from."""
+    config = model.backbone.config
+    images = family_of(config.model_type).takes == "pixel_values"
+    return (AutoImageProcessor if images else AutoTokenizer).from_pretrained(config._name_or_path)
+
+
+def longest_input(model: PromptModel, tokenizer: Any) -> int:
+    """How many tokens the backbone has positions for and the tokenizer gives; 1 for an image."""
+    if family_of(model.backbone.config.model_type).takes == "pixel_values":
+        return 1
+    return min(positions_of(model.backbone), int(tokenizer.model_max_length))

@@ -1,0 +1,109 @@
+"""The HTTP application: dialects, health, metrics and, with a key of its own, administration."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+
+from ..config import check_task_name
+from ..version import __version__
+from .dialects import embeddings_inference, hugging_face, openai
+from .http import BodyLimit, EngineError, UnauthorizedError, error_response, require_key
+from .metrics import Measured, Metrics
+from .service import Service
+
+
+def create_app(
+    service: Service,
+    *,
+    prompts: Path | None = None,
+    key: str | None = None,
+    admin_key: str | None = None,
+) -> FastAPI:
+    """Make the application.
+
+    Args:
+        prompts: the folder of saved prompts that administration may load, by their names.
+        key: what clients have to show. None: nothing.
+        admin_key: what loads and unloads tasks. None: nobody can.
+    """
+    metrics = Metrics(service)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.close)
+
+    app = FastAPI(title="ptv2", version=__version__, lifespan=lifespan)
+
+    def authorized(request: Request) -> None:
+        require_key(request, key)
+
+    for dialect in (hugging_face, embeddings_inference, openai):
+        app.include_router(dialect.router(service), dependencies=[Depends(authorized)])
+    _add_health(app, service, metrics)
+    if admin_key is not None and prompts is not None:
+        _add_administration(app, service, prompts, admin_key)
+    for kind in (ValueError, KeyError, RuntimeError, OSError, EngineError, UnauthorizedError):
+        app.add_exception_handler(kind, _report)
+    app.add_middleware(BodyLimit)
+
+    app.add_middleware(Measured, metrics=metrics)
+    return app
+
+
+async def _report(_: Request, error: Exception) -> JSONResponse:
+    return error_response(error)
+
+
+def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.get("/health", tags=["health"])
+    async def health() -> Any:
+        """200 while requests are answered, else 503."""
+        if service.batcher.alive:
+            return {"status": "ok"}
+        return JSONResponse({"error": "the engine is not running"}, 503)
+
+    @app.get("/info", tags=["health"])
+    async def info() -> Any:
+        """The backbone, and every task with its version."""
+        backbone = service.model.identity.describe()
+        return {
+            "version": __version__,
+            "backbone": {name: backbone[name] for name in ("name_or_path", "model_type")},
+            "waiting": service.batcher.waiting,
+            "tasks": {
+                name: {"task": x.config.task, "version": x.version, "sha256": x.sha256}
+                for name, x in sorted(service.bank.tasks().items())
+            },
+        }
+
+    @app.get("/metrics", tags=["health"])
+    async def prometheus() -> Response:
+        """What Prometheus collects."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_administration(app: FastAPI, service: Service, prompts: Path, admin_key: str) -> None:
+    def authorized(request: Request) -> None:
+        require_key(request, admin_key)
+
+    guarded = [Depends(authorized)]
+
+    @app.put("/admin/tasks/{name}", tags=["administration"], dependencies=guarded)
+    async def load(name: str) -> Any:
+        """Load a saved prompt by its name, or its next version."""
+        check_task_name(name)
+        served = await run_in_threadpool(service.bank.load, prompts / name, name)
+        return {"name": served.name, "version": served.version, "sha256": served.sha256}
+
+    @app.delete("/admin/tasks/{name}", tags=["administration"], dependencies=guarded)
+    async def unload(name: str) -> Any:
+        """Admit no more requests for a task."""
+        service.bank.unload(name)
+        return {"name": name}

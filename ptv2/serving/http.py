@@ -1,0 +1,172 @@
+"""What all dialects share: bodies, errors, keys, and answers that a client may not wait for."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..model import UnknownTaskError
+from .batcher import DeadlineError, OverloadedError, UnavailableError
+from .served import Served
+from .service import Outcome, Service
+
+MAX_BODY = 2 * 2**20
+"""Bytes of a request's body at most."""
+
+Parsed = TypeVar("Parsed", bound="Body")
+
+
+class Body(BaseModel):
+    """A request's body; fields that it does not have are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ClientGoneError(RuntimeError):
+    """Nobody waits for the answer any more."""
+
+
+class EngineError(RuntimeError):
+    """A forward failed, which is not the client's fault."""
+
+
+class TooLargeError(ValueError):
+    """A body of more than `MAX_BODY` bytes."""
+
+
+class UnauthorizedError(RuntimeError):
+    """The key is missing or wrong."""
+
+
+_STATUS: dict[type[Exception], tuple[int, str]] = {
+    UnknownTaskError: (404, "not_found"),
+    OverloadedError: (429, "overloaded"),
+    UnavailableError: (503, "unavailable"),
+    DeadlineError: (504, "deadline"),
+    ClientGoneError: (499, "client_gone"),
+    TooLargeError: (413, "too_large"),
+    UnauthorizedError: (401, "unauthorized"),
+    ValueError: (422, "validation"),
+    FileNotFoundError: (404, "not_found"),
+}
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """An error as a client sees it; what is not the client's fault says no more than that."""
+    for kind, (status, name) in _STATUS.items():
+        if isinstance(error, kind):
+            headers = {}
+            if isinstance(error, OverloadedError):
+                headers["Retry-After"] = str(max(1, round(error.retry_after)))
+            if isinstance(error, UnauthorizedError):
+                headers["WWW-Authenticate"] = "Bearer"
+            return JSONResponse({"error": str(error), "error_type": name}, status, headers=headers)
+    return JSONResponse({"error": "the engine failed", "error_type": "internal"}, 500)
+
+
+async def read_body(request: Request, kind: type[Parsed]) -> Parsed:
+    """Parse a body, strictly: no NaN, no lone surrogates, no unknown field, no deep nesting.
+
+    Raises:
+        ValueError: it is not of the kind; the message does not repeat it.
+    """
+    body = await request.body()
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "body"
+        raise ValueError(f"{where}: {first['msg']}") from None
+
+
+async def answer(
+    service: Service,
+    request: Request,
+    task: Served,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> list[Outcome]:
+    """Answer inputs, unless the client leaves first.
+
+    Args:
+        task: as the bank lends it, until the answer is there.
+        timeout: seconds that the request may wait for a batch.
+
+    Raises:
+        ClientGoneError: it has left.
+        EngineError: the forward failed.
+    """
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    admitted = await run_in_threadpool(service.admit, task, inputs, options, deadline)
+    answered = asyncio.wrap_future(admitted.job.future)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((answered, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ClientGoneError("the client is gone")
+        logits = answered.result()
+    except (ClientGoneError, DeadlineError, UnavailableError):
+        raise
+    except Exception as error:
+        raise EngineError from error
+    finally:
+        gone.cancel()
+        answered.cancel()
+    return await run_in_threadpool(admitted.outcomes, logits)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def require_key(request: Request, key: str | None) -> None:
+    """Raise an UnauthorizedError unless the request has the key, if there is one."""
+    if key is None:
+        return
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(given.encode(), key.encode()):
+        raise UnauthorizedError("expected the header Authorization: Bearer with the right key")
+
+
+class BodyLimit:
+    """ASGI middleware that refuses bodies of more than `MAX_BODY` bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            return await _too_large()(scope, receive, send)
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_BODY:
+                raise TooLargeError(f"body: expected at most {MAX_BODY} bytes")
+            return message
+
+        await self._app(scope, limited, send)
+
+
+def _too_large() -> JSONResponse:
+    return error_response(TooLargeError(f"body: expected at most {MAX_BODY} bytes"))
+
+
+def body_schema(kind: type[Body]) -> dict[str, Any]:
+    """The body in the OpenAPI description of a route that reads it itself."""
+    schema = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": schema}}

@@ -1,0 +1,170 @@
+"""From a task's name and texts to answers: admission, tokens, the batcher, decoding."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..inputs import packable
+from ..model import PromptModel
+from ..readers import Readers
+from ..tasks import Task
+from ..tasks.task import Answer, Feature, by_example
+from .bank import Bank
+from .batcher import Batcher, Job, Limits
+from .engine import BUDGET, Engine
+from .served import Served
+
+_CHARACTERS_PER_TOKEN = 250
+"""Longer texts are refused unread: a tokenizer takes seconds for millions of characters."""
+
+
+class Outcome(NamedTuple):
+    """An answer, and what it was made of."""
+
+    answer: Answer
+    logits: list[Tensor]  # of every sequence that the input had
+    features: list[Feature]  # of the input
+    tokens: int
+
+
+class Service:
+    """Answers for the tasks of a bank, from any threads.
+
+    Args:
+        model: of the backbone; its own tasks are not served.
+        tokenizer: of the backbone. None: loaded from where the backbone came from.
+        budget: bytes of prompts and heads on the device at most.
+        limits: of the batches and of what waits.
+        max_length: longest input in tokens, if less than the backbone allows.
+
+    Raises:
+        NotImplementedError: the backbone takes no packed batches.
+    """
+
+    def __init__(
+        self,
+        model: PromptModel,
+        tokenizer: Any = None,
+        *,
+        budget: int = BUDGET,
+        limits: Limits | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        if not packable(model.backbone):
+            raise NotImplementedError(
+                f"model: {model.backbone.config.model_type} takes no packed batches, expected a "
+                "backbone that does"
+            )
+        self.model = model.eval()
+        self.bank = Bank(model)
+        self._readers = Readers(model, tokenizer, max_length)
+        self._tokenizing = threading.Lock()  # a tokenizer keeps the limits of its last call
+        self._engine = Engine(model, budget)
+        self.batcher = Batcher(
+            self._engine.run,
+            replace(limits or Limits(), bytes=budget),
+            nbytes=self._engine.pool.nbytes,
+            between=self._forget,
+        )
+
+    def reader(self, task: Served, **options: Any) -> Task:
+        """How a task reads inputs and writes answers; options are fields of its kind's class.
+
+        Raises:
+            ValueError: an option is none of its kind, or out of its range.
+        """
+        return self._readers.reader(task.config, **options)
+
+    def admit(
+        self,
+        task: Served,
+        inputs: Sequence[Any],
+        options: Mapping[str, Any] | None = None,
+        deadline: float = float("inf"),
+    ) -> "Admitted":
+        """Read inputs and queue them.
+
+        Args:
+            task: as the bank lends it, until the answer is there.
+            inputs: as `Task.prepare_inputs` of the kind of task takes them.
+            options: fields of the class of the kind of task.
+            deadline: as `Job` has it.
+
+        Raises:
+            ValueError: an input or an option is none that the task takes.
+            OverloadedError: too much is waiting.
+            UnavailableError: nothing is answered any more.
+        """
+        reader = self.reader(task, **options or {})
+        self._require_texts(inputs, reader)
+        with self._tokenizing:
+            features = reader.prepare_inputs(inputs)
+        sequences = [x for feature in features for x in reader.sequences(feature)]
+        job = Job(task, sequences, deadline)
+        self.batcher.submit(job)
+        return Admitted(reader, features, job)
+
+    def answer(
+        self, name: str, inputs: Sequence[Any], options: Mapping[str, Any] | None = None
+    ) -> list[Outcome]:
+        """Answer inputs of a task by its name; raises as `Bank.lease` and `admit` do."""
+        with self.bank.lease(name) as task:
+            admitted = self.admit(task, inputs, options)
+            return admitted.outcomes(admitted.job.future.result())
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Answer what waits, take no more, and end the thread; whether it has ended in time."""
+        return self.batcher.close(timeout)
+
+    def _forget(self) -> None:
+        for task in self.bank.retired():
+            self._engine.pool.drop(task)
+
+    def _require_texts(self, inputs: Sequence[Any], reader: Task) -> None:
+        """Raise a ValueError for texts that are too long to be read or that no tokenizer takes."""
+        assert reader.max_length is not None
+        most = _CHARACTERS_PER_TOKEN * reader.max_length
+        if not inputs:
+            raise ValueError("inputs: expected at least one, got none")
+        for text in _texts_in(inputs):
+            if len(text) > most:
+                raise ValueError(
+                    f"inputs: expected at most {most} characters in a text, got {len(text)}"
+                )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"inputs: expected text that UTF-8 has: {error.reason}") from None
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that is queued."""
+
+    reader: Task
+    features: list[Feature]
+    job: Job
+
+    def outcomes(self, logits: Sequence[Tensor]) -> list[Outcome]:
+        """An outcome for each input, from the logits of all sequences."""
+        found, start = [], 0
+        for features in by_example(self.features):
+            lengths = [length for feature in features for length in self.reader.lengths(feature)]
+            end = start + len(lengths)
+            own = list(logits[start:end])
+            answer = self.reader.decode(own, features)
+            found.append(Outcome(answer, own, features, sum(lengths)))
+            start = end
+        return found
+
+
+def _texts_in(value: Any) -> list[str]:
+    """All texts in lists of texts, of pairs and of lists."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _texts_in(part)]
+    return []

@@ -1,0 +1,274 @@
+"""The server with a tiny encoder: every dialect, refusals, keys, administration."""
+
+import base64
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from transformers import AutoTokenizer
+
+from ptv2 import PromptConfig, PromptModel
+from ptv2.serving import Limits, Service
+from ptv2.serving.app import create_app
+from ptv2.serving.http import MAX_BODY
+from tests.encoder import save_encoder
+
+CONFIGS = {
+    "mood": PromptConfig("sequence-classification", ("bad", "good"), prompt_length=4),
+    "topics": PromptConfig(
+        "sequence-classification", ("a", "b", "c"), prompt_length=3, multi_label=True
+    ),
+    "stars": PromptConfig("sequence-classification", ("stars",), prompt_length=2),
+    "cities": PromptConfig("token-classification", ("O", "B-city", "I-city"), prompt_length=5),
+    "reader": PromptConfig("question-answering", prompt_length=2),
+    "choice": PromptConfig("multiple-choice", prompt_length=2),
+    "vectors": PromptConfig("feature-extraction", prompt_length=3),
+}
+TEXT = "a great film in rome"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """An encoder, and a folder of prompts for it."""
+    folder = tmp_path_factory.mktemp("serve")
+    save_encoder(folder / "encoder")
+    torch.manual_seed(0)
+    model = PromptModel.from_pretrained(folder / "encoder")
+    for name, config in CONFIGS.items():
+        model.add_task(name, config)
+        for parameter in model.heads[name].parameters() if name in model.heads else ():
+            parameter.data = torch.randn_like(parameter)
+        model.save_task(name, folder / "prompts" / name)
+    return folder
+
+
+def new_service(work, **options):
+    service = Service(PromptModel.from_pretrained(work / "encoder"), **options)
+    for name in CONFIGS:
+        service.bank.load(work / "prompts" / name, name)
+    return service
+
+
+@pytest.fixture
+def service(work):
+    service = new_service(work)
+    yield service
+    service.close(5)
+
+
+@pytest.fixture
+def client(service, work):
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def expected(work, name, text=TEXT):
+    """The probabilities of classes, by the model itself."""
+    model = PromptModel.from_pretrained(work / "encoder").eval()
+    model.load_task(work / "prompts" / name)
+    batch = AutoTokenizer.from_pretrained(work / "encoder")(text, return_tensors="pt")
+    with torch.no_grad():
+        return model(**batch, task=name).logits[0]
+
+
+def test_hugging_face_classes(client, work):
+    (found,) = client.post("/models/mood", json={"inputs": TEXT}).json()
+    probabilities = expected(work, "mood").softmax(-1)
+    by_label = {x["label"]: x["score"] for x in found}
+    assert [by_label[label] for label in ("bad", "good")] == pytest.approx(probabilities.tolist())
+    assert found[0]["score"] >= found[1]["score"]
+    rows = client.post("/models/mood", json={"inputs": [TEXT, "dull"], "parameters": {"top_k": 1}})
+    assert [len(row) for row in rows.json()] == [1, 1]
+    (several,) = client.post("/models/topics", json={"inputs": TEXT}).json()
+    wanted = expected(work, "topics").sigmoid().sort(descending=True)[0]
+    assert [x["score"] for x in several] == pytest.approx(wanted.tolist())
+    ((number,),) = client.post("/models/stars", json={"inputs": TEXT}).json()
+    assert number["score"] == pytest.approx(float(expected(work, "stars")))
+    raw = {"inputs": TEXT, "parameters": {"function_to_apply": "none", "top_k": None}}
+    (raw,) = client.post("/models/mood", json=raw).json()
+    assert raw[0]["score"] == pytest.approx(float(expected(work, "mood").max()))
+
+
+def test_hugging_face_tags(client, service):
+    tags = service.answer("cities", [TEXT])[0].answer["tags"]
+    body = {"inputs": TEXT, "parameters": {"aggregation_strategy": "none"}}
+    words = client.post("/models/cities", json=body).json()
+    assert [(x["index"], x["entity"]) for x in words] == [
+        (i, tag) for i, tag in enumerate(tags) if tag != "O"
+    ]
+    assert all(TEXT[x["start"] : x["end"]] == x["word"] for x in words)
+    for entity in client.post("/models/cities", json={"inputs": [TEXT]}).json()[0]:
+        assert entity["entity_group"] == "city"
+        assert TEXT[entity["start"] : entity["end"]] == entity["word"]
+
+
+def test_hugging_face_other_kinds(client, service):
+    question = {"question": "rome", "context": "a great film in rome"}
+    got = client.post("/models/reader", json={"inputs": question}).json()
+    assert got == service.answer("reader", [("rome", question["context"])])[0].answer
+    choice = {"question": "film", "choices": ["great", "dull"]}
+    got = client.post("/models/choice", json={"inputs": choice}).json()
+    assert got == service.answer("choice", [("film", ["great", "dull"])])[0].answer
+    one = client.post("/models/vectors", json={"inputs": TEXT}).json()
+    (same,) = client.post("/models/vectors", json={"inputs": [TEXT]}).json()
+    assert one == same == service.answer("vectors", [TEXT])[0].answer["embedding"]
+
+
+def test_embeddings_inference(client):
+    single = client.post("/models/mood/predict", json={"inputs": TEXT}).json()
+    batch = client.post("/models/mood/predict", json={"inputs": [[TEXT], ["dull"]]}).json()
+    assert [x["label"] for x in batch[0]] == [x["label"] for x in single]
+    assert [x["score"] for x in batch[0]] == pytest.approx([x["score"] for x in single])
+    pair = client.post("/models/mood/predict", json={"inputs": [TEXT, "dull"]}).json()
+    (same,) = client.post("/models/mood/predict", json={"inputs": [[TEXT, "dull"]]}).json()
+    assert pair == same
+    assert {x["score"] for x in pair} != {x["score"] for x in single}
+    (unit,) = client.post("/models/vectors/embed", json={"inputs": TEXT}).json()
+    assert torch.tensor(unit).norm() == pytest.approx(1)
+    info = client.get("/models/mood/info").json()
+    assert info["model_type"] == {"sequence-classification": {"labels": ["bad", "good"]}}
+
+
+def test_openai(client):
+    names = [x["id"] for x in client.get("/v1/models").json()["data"]]
+    assert names == sorted(CONFIGS)
+    body = {"model": "vectors", "input": [TEXT, "dull"]}
+    floats = client.post("/v1/embeddings", json=body).json()
+    assert floats["usage"]["prompt_tokens"] == 10
+    coded = client.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()
+    for a, b in zip(floats["data"], coded["data"], strict=True):
+        decoded = np.frombuffer(base64.b64decode(b["embedding"]), dtype="<f4")
+        assert decoded.tolist() == pytest.approx(a["embedding"])
+    classes = client.post("/classify", json={"model": "mood", "input": TEXT}).json()["data"]
+    assert sum(classes[0]["probs"]) == pytest.approx(1)
+    assert classes[0]["num_classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/models/none", {"inputs": TEXT}, 404, "task: 'none' is not served"),
+        ("/models/mood", {"text": TEXT}, 422, "inputs: Field required"),
+        ("/models/mood", {"inputs": []}, 422, "inputs: expected at least one"),
+        ("/models/mood", {"inputs": 3}, 422, "inputs: expected texts"),
+        ("/models/mood", {"inputs": TEXT, "parameters": {"top_k": 0}}, 422, "top_k: expected"),
+        ("/models/mood", {"inputs": TEXT, "parameters": {"x": 1}}, 422, "x would be ignored"),
+        ("/models/mood", {"inputs": TEXT, "extra": 1}, 422, "extra: Extra inputs"),
+        ("/models/mood", {"inputs": "a " * 5000}, 422, "at most 8000 characters in a text"),
+        ("/models/mood", b'{"inputs": "\\ud800"}', 422, "JSON"),
+        ("/models/mood", b'{"inputs": 1e999}', 422, "inputs"),
+        ("/models/mood", b'{"inputs": NaN}', 422, ""),
+        ("/models/mood", b"[" * 5000, 422, "JSON"),
+        ("/models/mood", b"\xff\xfe", 422, "JSON"),
+        ("/models/mood", b"", 422, "JSON"),
+        ("/models/reader", {"inputs": TEXT}, 422, "inputs: expected a question and a context"),
+        ("/models/reader", {"inputs": {"question": 1, "context": "a"}}, 422, "expected (question"),
+        ("/models/vectors/predict", {"inputs": TEXT}, 422, "expected sequence-classification"),
+        ("/models/mood/predict", {"inputs": [["a", "b", "c"]]}, 422, "expected a text or two"),
+        ("/models/mood/predict", {"inputs": TEXT, "truncate": False}, 422, "truncate: long texts"),
+        ("/models/mood/embed", {"inputs": TEXT}, 422, "expected feature-extraction"),
+        ("/v1/embeddings", {"model": "../x", "input": TEXT}, 404, "is not served"),
+        ("/classify", {"model": "cities", "input": TEXT}, 422, "model: expected one of classes"),
+        ("/nowhere", {}, 404, ""),
+    ],
+)  # fmt: skip
+def test_what_is_refused(client, path, body, status, message):
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    response = client.post(path, content=content)
+    assert response.status_code == status, response.text
+    assert message in response.text
+    assert client.post("/models/mood", json={"inputs": TEXT}).status_code == 200
+
+
+def test_bodies_that_are_too_large(client):
+    response = client.post("/models/mood", content=b" " * (MAX_BODY + 1))
+    assert response.status_code == 413
+    chunks = (b" " * 2**16 for _ in range(MAX_BODY // 2**16 + 2))
+    response = client.post("/models/mood", content=chunks)  # announces no length
+    assert response.status_code == 413
+
+
+def test_keys_and_administration(work):
+    service = new_service(work)
+    app = create_app(service, prompts=work / "prompts", key="k", admin_key="a")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        body = {"inputs": TEXT}
+        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Bearer a"}):
+            assert client.post("/models/mood", json=body, headers=headers).status_code == 401
+        key, admin = {"Authorization": "Bearer k"}, {"Authorization": "Bearer a"}
+        assert client.post("/models/mood", json=body, headers=key).status_code == 200
+        assert client.get("/health").status_code == client.get("/metrics").status_code == 200
+        assert client.put("/admin/tasks/mood", headers=key).status_code == 401
+        assert client.put("/admin/tasks/mood", headers=admin).json()["version"] == 2
+        for name in ("none", "..", "%2e%2e%2fencoder", "a%2Fb", "a%00b"):
+            assert client.put(f"/admin/tasks/{name}", headers=admin).status_code in (404, 405, 422)
+        assert client.delete("/admin/tasks/mood", headers=admin).json() == {"name": "mood"}
+        assert client.delete("/admin/tasks/mood", headers=admin).status_code == 404
+        assert client.post("/models/mood", json=body, headers=key).status_code == 404
+        assert client.get("/v1/models", headers=key).json()["data"][0]["id"] == "choice"
+    assert not service.batcher.alive  # the end of the application is its end
+    plain = create_app(new_service(work), prompts=work / "prompts")
+    with TestClient(plain) as client:
+        assert client.put("/admin/tasks/mood").status_code == 404
+
+
+def test_overload_and_death(work):
+    service = new_service(work, limits=Limits(waiting=2))
+    go = threading.Event()
+    run = service.batcher._run
+
+    def slow(tasks, inputs):
+        assert go.wait(10)
+        return run(tasks, inputs)
+
+    service.batcher._run = slow
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        waiting = [
+            threading.Thread(target=client.post, args=("/models/mood",),
+                             kwargs={"json": {"inputs": [TEXT, TEXT]}})
+            for _ in range(2)
+        ]  # fmt: skip
+        for thread in waiting:
+            thread.start()
+        while service.batcher.waiting < 2:
+            pass
+        refused = client.post("/models/mood", json={"inputs": [TEXT, TEXT]})
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        go.set()
+        for thread in waiting:
+            thread.join(10)
+
+        def dies(tasks, inputs):
+            raise SystemExit("injected")
+
+        service.batcher._run = dies
+        response = client.post("/models/mood", json={"inputs": TEXT})
+        assert (response.status_code, response.json()["error_type"]) == (503, "unavailable")
+        assert client.get("/health").status_code == 503
+        assert "ptv2_alive 0.0" in client.get("/metrics").text
+
+
+def test_a_forward_that_fails_says_no_more(service, client, caplog):
+    def fails(tasks, inputs):
+        raise RuntimeError("a path of this machine")
+
+    service.batcher._run = fails
+    response = client.post("/models/mood", json={"inputs": TEXT})
+    assert response.status_code == 500
+    assert "machine" not in response.text
+
+
+def test_metrics_and_info(client):
+    client.post("/models/mood", json={"inputs": TEXT})
+    client.get("/nowhere/at/all")
+    text = client.get("/metrics").text
+    assert 'ptv2_requests_total{route="/models/{task}",status="200"} 1.0' in text
+    assert 'ptv2_requests_total{route="none",status="404"} 1.0' in text
+    assert f"ptv2_tasks {len(CONFIGS)}.0" in text
+    info = client.get("/info").json()
+    assert info["tasks"]["mood"]["version"] == 1
+    assert client.get("/openapi.json").json()["paths"]["/models/{task}"]["post"]["requestBody"]
