@@ -1,0 +1,111 @@
+"""`ptv2 serve` as a process: unmodified clients, and an end that loses no request."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from ptv2 import PromptConfig, PromptModel
+from tests.encoder import save_encoder
+
+TEXT = "a great film in rome"
+CLIENT = """
+import sys
+from huggingface_hub import InferenceClient
+url, text = sys.argv[1:]
+mood, cities, reader, vectors = (
+    InferenceClient(model=f"{url}/models/{x}") for x in ("mood", "cities", "reader", "vectors")
+)
+assert {x.label for x in mood.text_classification(text)} == {"bad", "good"}
+(best,) = mood.text_classification(text, top_k=1)
+found = cities.token_classification(text)
+assert found and all(text[x.start : x.end] == x.word for x in found)
+answer = reader.question_answering(question="rome", context=text)
+assert text[answer.start : answer.end] == answer.answer
+assert vectors.feature_extraction(text).shape[-1] == 16
+"""
+"""Another process, where huggingface_hub may go online."""
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("process")
+    save_encoder(folder / "encoder")
+    torch.manual_seed(0)
+    model = PromptModel.from_pretrained(folder / "encoder")
+    configs = {
+        "mood": PromptConfig("sequence-classification", ("bad", "good"), prompt_length=4),
+        "cities": PromptConfig("token-classification", ("B-city", "I-city"), prompt_length=5),
+        "reader": PromptConfig("question-answering", prompt_length=2),
+        "vectors": PromptConfig("feature-extraction", prompt_length=3),
+    }
+    for name, config in configs.items():
+        model.add_task(name, config)
+        model.save_task(name, folder / "prompts" / name)
+    return folder / "prompts"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(prompts):
+    """The process and its address."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "ptv2", "serve", "--backbone", prompts.parent / "encoder"]
+    command += ["--prompts", prompts, "--port", str(port)]
+    paths = os.pathsep.join(filter(None, sys.path))
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{url}/health")
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert process.poll() is None
+            time.sleep(0.1)
+    yield process, url
+    process.kill()
+    process.wait()
+
+
+def ask(url):
+    """The status of a request, or None if it was not taken."""
+    body = json.dumps({"inputs": [TEXT] * 20}).encode()
+    try:
+        with urllib.request.urlopen(f"{url}/models/mood", body, timeout=30) as response:
+            return response.status, len(json.load(response))
+    except urllib.error.HTTPError as error:
+        return error.code, 0
+    except (urllib.error.URLError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        assert isinstance(reason, ConnectionRefusedError | ConnectionResetError), reason
+        return None
+
+
+def test_clients_and_the_end(server):
+    process, url = server
+    online = {key: x for key, x in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", CLIENT, url, TEXT], env=online, check=True)
+
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(ask, url) for _ in range(200)]
+        while not any(one.done() for one in asked):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        statuses = [one.result() for one in asked]
+    assert {status for status in statuses if status} <= {(200, 20)}
+    assert (200, 20) in statuses
+    assert process.wait(20) is not None
