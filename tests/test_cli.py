@@ -383,3 +383,11 @@ def test_sweeps_that_are_refused(work: Path, tmp_path: Path) -> None:
     message = fails(*sweeping(work, *CITIES, *data, *output, "--text-column", "text"))
     assert message == "text_column: token-classification has no such option, expected none"
     assert not (tmp_path / "sweep").exists()
+
+
+def test_serving_is_refused_without_prompts(work: Path, tmp_path: Path) -> None:
+    options = ("serve", "--backbone", work / "encoder", "--prompts")
+    assert fails(*options, tmp_path / "none").startswith("prompts: there is no directory")
+    assert fails(*options, tmp_path).startswith("prompts: expected a saved prompt in a folder of")
+    memory = (work, "--prompt-memory", "much")
+    assert fails(*options, *memory).startswith("memory: expected a size such as 8GB, got 'much'")
