@@ -31,7 +31,13 @@ def create_app(
         prompts: the folder of saved prompts that administration may load, by their names.
         key: what clients have to show. None: nothing.
         admin_key: what loads and unloads tasks. None: nobody can.
+
+    Raises:
+        ValueError: a key is empty.
     """
+    for argument, value in (("key", key), ("admin_key", admin_key)):
+        if value is not None and not value.strip():
+            raise ValueError(f"{argument}: expected a key or None, got an empty text")
     metrics = Metrics(service)
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ tokens, one of prompt rows and tokens together, and the memory for prompts (the 
 text-embeddings-inference, with a queue a task).
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -12,13 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tasks.task import Feature
 from .served import Served
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Sequence[Served], Sequence[Feature]], list[Tensor]]
 
@@ -96,16 +98,14 @@ _TRIES = 5
 """How often a sequence alone is run that the device has no memory for."""
 
 
-class _Load(NamedTuple):
+@dataclass
+class _Load:
     """What a batch takes."""
 
     tokens: int = 0
     rows: int = 0
-    tasks: frozenset[Served] = frozenset()
-
-    def with_sequence(self, task: Served, length: int) -> "_Load":
-        rows = self.rows + length + task.prompt_length
-        return _Load(self.tokens + length, rows, self.tasks | {task})
+    bytes: int = 0
+    tasks: set[Served] = field(default_factory=set)
 
 
 class Batcher:
@@ -162,7 +162,7 @@ class Batcher:
             )
         with self._changed:
             if self._error is not None:
-                raise UnavailableError(f"the engine is dead: {self._error!r}")
+                raise UnavailableError("the engine is dead")
             if self._closed:
                 raise UnavailableError("the engine is stopping")
             if self._waiting and self._waiting + len(job.inputs) > self._limits.waiting:
@@ -201,32 +201,40 @@ class Batcher:
         with self._changed:
             while True:
                 self._drop_ended()
-                if self._queues:
-                    break
-                if self._closed:
+                if batch := self._fill():
+                    return batch
+                if self._closed and not self._queues:
                     return None
-                self._changed.wait()
-            batch: list[_Place] = []
-            load = _Load()
-            while self._queues:
-                name, queue = next(iter(self._queues.items()))
-                job, place = queue[0]
-                more = load.with_sequence(job.task, job.lengths[place])
-                if batch and not self._fits(more):
-                    break
-                if place == 0 and not job.future.set_running_or_notify_cancel():
-                    self._drop_ended()
-                    continue
-                load = more
-                batch.append(self._pop(name))
-            return batch
+                if not self._queues:
+                    self._changed.wait()
 
-    def _fits(self, load: "_Load") -> bool:
+    def _fill(self) -> list[_Place]:
+        """What fits into a batch; nothing if all that waits is cancelled right now."""
+        batch: list[_Place] = []
+        load = _Load()
+        while self._queues:
+            name, queue = next(iter(self._queues.items()))
+            job, place = queue[0]
+            length, new = job.lengths[place], job.task not in load.tasks
+            more = self._nbytes(job.task) if new else 0
+            if batch and not self._fits(load, length, job.task, more):
+                break
+            if place == 0 and not job.future.set_running_or_notify_cancel():
+                self._drop_ended()
+                continue
+            load.tokens += length
+            load.rows += length + job.task.prompt_length
+            load.bytes += more
+            load.tasks.add(job.task)
+            batch.append(self._pop(name))
+        return batch
+
+    def _fits(self, load: "_Load", length: int, task: Served, more: int) -> bool:
         limits = self._limits
         return (
-            load.tokens <= limits.tokens
-            and load.rows <= limits.rows
-            and sum(map(self._nbytes, load.tasks)) <= limits.bytes
+            load.tokens + length <= limits.tokens
+            and load.rows + length + task.prompt_length <= limits.rows
+            and load.bytes + more <= limits.bytes
         )
 
     def _pop(self, name: str) -> _Place:
@@ -272,6 +280,7 @@ class Batcher:
             elif isinstance(error, torch.OutOfMemoryError) and tries > 1:
                 self._answer(batch, tries - 1)
             else:
+                logger.error("a sequence of %r failed", tasks[0].name, exc_info=error)
                 batch[0][0].fail(error)
             return
         for (job, place), logits in zip(batch, found, strict=True):
@@ -283,6 +292,7 @@ class Batcher:
         self._tokens_per_second = 0.9 * old + 0.1 * speed
 
     def _die(self, error: BaseException, batch: list[_Place]) -> None:
+        logger.critical("the engine is dead", exc_info=error)
         with self._changed:
             self._error = error
             queued = (place for queue in self._queues.values() for place in queue)
@@ -290,4 +300,4 @@ class Batcher:
             self._queues.clear()
             self._waiting = self._waiting_tokens = 0
         for job in jobs:
-            job.fail(UnavailableError(f"the engine is dead: {error!r}"))
+            job.fail(UnavailableError("the engine is dead"))

@@ -132,8 +132,8 @@ def require_key(request: Request, key: str | None) -> None:
     """Raise an UnauthorizedError unless the request has the key, if there is one."""
     if key is None:
         return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), key.encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
         raise UnauthorizedError("expected the header Authorization: Bearer with the right key")
 
 

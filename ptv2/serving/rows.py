@@ -22,12 +22,8 @@ class RowStore:
         self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device
     ) -> None:
         self.tensors = [torch.zeros(0, *shape, dtype=kind, device=device) for shape, kind in kinds]
+        self.row_bytes = sum(x.element_size() * prod(x.shape[1:]) for x in self.tensors)
         self._free: list[range] = []  # in order, none beside another
-
-    @property
-    def row_bytes(self) -> int:
-        """Of one row in all tensors."""
-        return sum(x.element_size() * prod(x.shape[1:]) for x in self.tensors)
 
     @property
     def free(self) -> int:
@@ -66,8 +62,8 @@ class RowStore:
         """At least double the rows, with so many free ones at the end."""
         rows = len(self.tensors[0])
         more = max(rows, count)
-        for place, tensor in enumerate(self.tensors):
-            larger = tensor.new_zeros(rows + more, *tensor.shape[1:])
+        grown = [x.new_zeros(rows + more, *x.shape[1:]) for x in self.tensors]
+        for larger, tensor in zip(grown, self.tensors, strict=True):
             larger[:rows] = tensor
-            self.tensors[place] = larger
+        self.tensors = grown  # all of them or, without the memory, none
         self.give_back(range(rows, rows + more))

@@ -210,6 +210,9 @@ def test_keys_and_administration(work):
         assert client.post("/models/mood", json=body, headers=key).status_code == 404
         assert client.get("/v1/models", headers=key).json()["data"][0]["id"] == "choice"
     assert not service.batcher.alive  # the end of the application is its end
+    for keys in ({"key": ""}, {"admin_key": " "}):
+        with pytest.raises(ValueError, match=r"key: expected a key or None, got an empty text"):
+            create_app(service, prompts=work / "prompts", **keys)
     plain = create_app(new_service(work), prompts=work / "prompts")
     with TestClient(plain) as client:
         assert client.put("/admin/tasks/mood").status_code == 404
