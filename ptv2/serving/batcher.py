@@ -94,6 +94,8 @@ class Limits:
 
 
 _Place = tuple[Job, int]
+_LONGEST_WAIT = 60.0
+"""Seconds that a client is told to stay away at most."""
 _TRIES = 5
 """How often a sequence alone is run that the device has no memory for."""
 
@@ -160,18 +162,33 @@ class Batcher:
                 f"inputs: expected sequences of at most {self._limits.tokens} tokens, got "
                 f"{job.lengths}"
             )
+        if len(job.inputs) > self._limits.waiting:
+            raise ValueError(
+                f"inputs: expected at most {self._limits.waiting} sequences, got {len(job.inputs)}"
+            )
         with self._changed:
-            if self._error is not None:
-                raise UnavailableError("the engine is dead")
-            if self._closed:
-                raise UnavailableError("the engine is stopping")
-            if self._waiting and self._waiting + len(job.inputs) > self._limits.waiting:
-                raise OverloadedError(self._waiting_tokens / max(self._tokens_per_second, 1.0))
+            self.require_room(len(job.inputs))
             queue = self._queues.setdefault(job.task.name, deque())
             queue.extend((job, place) for place in range(len(job.inputs)))
             self._waiting += len(job.inputs)
             self._waiting_tokens += sum(job.lengths)
             self._changed.notify()
+
+    def require_room(self, sequences: int) -> None:
+        """Raise what `submit` would raise for so many sequences, before they are made.
+
+        Raises:
+            OverloadedError: too many are waiting.
+            UnavailableError: the thread is stopping, or dead.
+        """
+        if self._error is not None:
+            raise UnavailableError("the engine is dead")
+        if self._closed:
+            raise UnavailableError("the engine is stopping")
+        if self._waiting + sequences > self._limits.waiting:
+            speed = self._tokens_per_second
+            wait = self._waiting_tokens / speed if speed else 1.0
+            raise OverloadedError(min(wait, _LONGEST_WAIT))
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more jobs, answer those that wait, and end the thread.

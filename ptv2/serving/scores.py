@@ -6,7 +6,8 @@ from typing import Any
 from ..tasks import SequenceClassification, Task, TokenClassification
 from .service import Outcome
 
-_WORD = re.compile(r"\S+")
+_WORD = re.compile(r"[^ \t\r\n]+")
+"""As the task splits texts."""
 
 
 def label_scores(

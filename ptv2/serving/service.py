@@ -17,6 +17,8 @@ from .batcher import Batcher, Job, Limits
 from .engine import BUDGET, Engine
 from .served import Served
 
+MAX_INPUTS = 128
+"""Of one request; more come in several."""
 _CHARACTERS_PER_TOKEN = 250
 """Longer texts are refused unread: a tokenizer takes seconds for millions of characters."""
 
@@ -100,6 +102,7 @@ class Service:
         """
         reader = self.reader(task, **options or {})
         self._require_texts(inputs, reader)
+        self.batcher.require_room(len(inputs))
         with self._tokenizing:
             features = reader.prepare_inputs(inputs)
         sequences = [x for feature in features for x in reader.sequences(feature)]
@@ -127,8 +130,8 @@ class Service:
         """Raise a ValueError for texts that are too long to be read or that no tokenizer takes."""
         assert reader.max_length is not None
         most = _CHARACTERS_PER_TOKEN * reader.max_length
-        if not inputs:
-            raise ValueError("inputs: expected at least one, got none")
+        if not 0 < len(inputs) <= MAX_INPUTS:
+            raise ValueError(f"inputs: expected 1 to {MAX_INPUTS}, got {len(inputs)}")
         for text in _texts_in(inputs):
             if len(text) > most:
                 raise ValueError(

@@ -100,6 +100,8 @@ def test_hugging_face_tags(client, service):
         (i, tag) for i, tag in enumerate(tags) if tag != "O"
     ]
     assert all(TEXT[x["start"] : x["end"]] == x["word"] for x in words)
+    odd = "a\u00a0film \x0b in\x1crome"
+    assert client.post("/models/cities", json={"inputs": odd}).status_code == 200
     for entity in client.post("/models/cities", json={"inputs": [TEXT]}).json()[0]:
         assert entity["entity_group"] == "city"
         assert TEXT[entity["start"] : entity["end"]] == entity["word"]
@@ -152,7 +154,7 @@ def test_openai(client):
     [
         ("/models/none", {"inputs": TEXT}, 404, "task: 'none' is not served"),
         ("/models/mood", {"text": TEXT}, 422, "inputs: Field required"),
-        ("/models/mood", {"inputs": []}, 422, "inputs: expected at least one"),
+        ("/models/mood", {"inputs": []}, 422, "inputs: expected 1 to 128, got 0"),
         ("/models/mood", {"inputs": 3}, 422, "inputs: expected texts"),
         ("/models/mood", {"inputs": TEXT, "parameters": {"top_k": 0}}, 422, "top_k: expected"),
         ("/models/mood", {"inputs": TEXT, "parameters": {"x": 1}}, 422, "x would be ignored"),
@@ -168,6 +170,10 @@ def test_openai(client):
         ("/models/reader", {"inputs": {"question": 1, "context": "a"}}, 422, "expected (question"),
         ("/models/vectors/predict", {"inputs": TEXT}, 422, "expected sequence-classification"),
         ("/models/mood/predict", {"inputs": [["a", "b", "c"]]}, 422, "expected a text or two"),
+        ("/models/mood/predict", {"inputs": []}, 422, "inputs: expected a text or two, got 0"),
+        ("/models/mood/predict", {"inputs": [1] * 100_000}, 422, "inputs"),
+        ("/models/mood", {"inputs": ["a"] * 129}, 422, "inputs: expected 1 to 128, got 129"),
+        ("/models/cities", {"inputs": [["a", "film"]]}, 422, "inputs: expected texts"),
         ("/models/mood/predict", {"inputs": TEXT, "truncate": False}, 422, "truncate: long texts"),
         ("/models/mood/embed", {"inputs": TEXT}, 422, "expected feature-extraction"),
         ("/v1/embeddings", {"model": "../x", "input": TEXT}, 404, "is not served"),

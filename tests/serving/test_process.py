@@ -91,7 +91,7 @@ def ask(url):
         return error.code, 0
     except (urllib.error.URLError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        assert isinstance(reason, ConnectionRefusedError | ConnectionResetError), reason
+        assert isinstance(reason, ConnectionRefusedError), reason
         return None
 
 

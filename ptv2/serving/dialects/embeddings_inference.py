@@ -1,11 +1,11 @@
 """text-embeddings-inference: /predict, /embed and /info under a task's path, /models/{task}."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 
 from ...version import __version__
-from ..http import Body, answer, body_schema, read_body
+from ..http import Body, Texts, UpToFirstFault, answer, body_schema, read_body
 from ..scores import label_scores
 from ..served import Served
 from ..service import Outcome, Service
@@ -14,7 +14,7 @@ from ..service import Outcome, Service
 class Predict(Body):
     """A text, a pair of texts ["a", "b"], or a batch of lists of one text or two."""
 
-    inputs: str | list[str] | list[list[str]]
+    inputs: str | Texts | Annotated[list[Texts], UpToFirstFault()]
     raw_scores: bool = False
     truncate: bool = True
 
@@ -22,7 +22,7 @@ class Predict(Body):
 class Embed(Body):
     """A text, or several."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     normalize: bool = True
     truncate: bool = True
 
@@ -36,7 +36,7 @@ def router(service: Service) -> APIRouter:
         """The labels of a text or of a batch, each with its score, the best first."""
         body = await read_body(request, Predict)
         _require_truncate(body.truncate)
-        batch = isinstance(body.inputs, list) and isinstance(body.inputs[0], list)
+        batch = not all(isinstance(text, str) for text in body.inputs)  # lists of texts
         rows = body.inputs if batch else [body.inputs]
         with service.bank.lease(task) as served:
             _require_kind(served, "sequence-classification")

@@ -54,6 +54,8 @@ async def _tags(
     if strategy not in ("none", "simple"):
         raise ValueError(f"aggregation_strategy: expected none or simple, got {strategy!r}")
     texts = inputs if isinstance(inputs, list) else [inputs]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("inputs: expected texts")
     outcomes = await answer(service, request, task, texts)
     reader = service.reader(task)
     found = [words(reader, x, text) for x, text in zip(outcomes, texts, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from fastapi import APIRouter, Request
 
-from ..http import Body, answer, body_schema, read_body
+from ..http import Body, Texts, answer, body_schema, read_body
 from ..scores import label_scores
 from ..service import Outcome, Service
 from .embeddings_inference import embeddings, vectors
@@ -18,7 +18,7 @@ class Embeddings(Body):
     """Texts for a model."""
 
     model: str
-    input: str | list[str]
+    input: str | Texts
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = None
 
@@ -27,7 +27,7 @@ class Classify(Body):
     """Texts for a model."""
 
     model: str
-    input: str | list[str]
+    input: str | Texts
 
 
 def router(service: Service) -> APIRouter:
