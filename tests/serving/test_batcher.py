@@ -62,7 +62,9 @@ def busy_batcher(machine, limits):
     """A batcher that has taken a batch which lasts until the machine goes."""
     batcher = Batcher(machine, limits)
     batcher.submit(Job(served("blocker"), texts(1)))
+    end = time.monotonic() + 10
     while batcher.waiting:
+        assert time.monotonic() < end
         time.sleep(0.001)
     return batcher
 

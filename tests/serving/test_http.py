@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -224,31 +225,39 @@ def test_keys_and_administration(work):
         assert client.put("/admin/tasks/mood").status_code == 404
 
 
+def wait_until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_overload_and_death(work):
     service = new_service(work, limits=Limits(waiting=2))
-    go = threading.Event()
+    go, taken = threading.Event(), threading.Event()
     run = service.batcher._run
 
     def slow(tasks, inputs):
+        taken.set()
         assert go.wait(10)
         return run(tasks, inputs)
 
     service.batcher._run = slow
     with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        waiting = [
-            threading.Thread(target=client.post, args=("/models/mood",),
-                             kwargs={"json": {"inputs": [TEXT, TEXT]}})
-            for _ in range(2)
-        ]  # fmt: skip
-        for thread in waiting:
+        body = {"inputs": [TEXT, TEXT]}
+        asking = []
+        for left in (0, 2):  # the first is taken at once, the second waits
+            thread = threading.Thread(
+                target=client.post, args=("/models/mood",), kwargs={"json": body}
+            )
             thread.start()
-        while service.batcher.waiting < 2:
-            pass
+            asking.append(thread)
+            wait_until(lambda left=left: taken.is_set() and service.batcher.waiting == left)
         refused = client.post("/models/mood", json={"inputs": [TEXT, TEXT]})
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
         go.set()
-        for thread in waiting:
+        for thread in asking:
             thread.join(10)
 
         def dies(tasks, inputs):
