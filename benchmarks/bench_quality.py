@@ -5,9 +5,10 @@
 Same data, features and Trainer. `DATA` has a folder for each data set, with `train.jsonl` and
 `dev.jsonl`; scores are those of the best epoch on dev, for all methods. A finished run is written
 at once; the same command goes on with the runs that are missing. PEFT (`pip install peft`) gets
-its own heads, as its users have them (for classes BERT's pooler, frozen, under a linear layer), as
-many epochs as the prompt and, with `--search`, the best learning rate and length of a small search
-on seed 0 and a part of the data, which the results record. What it cannot do is recorded too.
+its own heads, as its users have them (for classes BERT's pooler, frozen, under a linear layer),
+and as many epochs as the prompt. With `--search` the prompt and PEFT get the best learning rate
+and length of the same small search, on seed 0 and a part of the data, which the results record.
+What PEFT cannot do is recorded too.
 """
 
 import argparse
@@ -75,7 +76,7 @@ PROBLEMS = {
     "codah": Problem("codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}),
 }
 SEARCH = {"learning_rate": (3e-3, 1e-2, 3e-2), "prompt_length": (16, 64)}
-"""What is tried for PEFT."""
+"""What is tried for a prompt, ours or PEFT's."""
 SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 4
 MAX_LENGTH = 384
 """Of the windows of question answering, as usual; nothing else is that long."""
@@ -170,17 +171,17 @@ METHODS: dict[str, tuple[Method, TrainConfig]] = {
 
 
 def search(
-    name: str, data: Path, changes: dict[str, Any], examples: int | None
+    name: str, method: str, data: Path, changes: dict[str, Any], examples: int | None
 ) -> list[dict[str, Any]]:
-    """PEFT's scores with every setting of the search, on seed 0 and a part of the data."""
+    """A method's scores with every setting of the search, on seed 0 and a part of the data."""
     found = []
     examples = min(SEARCH_EXAMPLES, examples or SEARCH_EXAMPLES)
     for values in itertools.product(*SEARCH.values()):
         setting = dict(zip(SEARCH, values, strict=True))
         wanted = {"epochs": SEARCH_EPOCHS} | changes | setting
-        result = run(name, "peft", 0, data, wanted, examples)
+        result = run(name, method, 0, data, wanted, examples)
         found.append({**setting, "score": result["score"]})
-        print(name, "search", found[-1], flush=True)
+        print(name, method, "search", found[-1], flush=True)
     return found
 
 
@@ -288,7 +289,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--search", action="store_true", help="look for PEFT's settings first")
+    parser.add_argument("--search", action="store_true", help="look for a prompt's settings first")
     parser.add_argument("--examples", type=int, help="of each part of the data, to try")
     parser.add_argument("--plot", type=Path, help="draw what --output has, as a .png or .svg")
     parser.add_argument("--set", type=json.loads, default={}, help='settings, {"epochs": 1}')
@@ -330,14 +331,14 @@ def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
             import peft  # noqa: F401
         except ImportError as error:
             return f"--methods: {error}; pip install peft, or name the methods without it"
-        if args.search and (settings := SEARCH.keys() & args.set.keys()):
-            return f"--set: --search would overwrite {', '.join(sorted(settings))}"
+    if args.search and (settings := SEARCH.keys() & args.set.keys()):
+        return f"--set: --search would overwrite {', '.join(sorted(settings))}"
     for run in done:
         if "refused" in run:
             continue
         stored = (run["prompt"] or {}) | run["train"] | {"examples": run.get("examples")}
         wanted = args.set | {"examples": args.examples}
-        if run["method"] == "peft":
+        if run["method"] != "fine-tuning":
             stored["search"], wanted["search"] = "search" in run, args.search
         for name, value in wanted.items():
             if stored.get(name, value) != value:
@@ -349,11 +350,13 @@ def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
 def one(
     name: str, method: str, seed: int, args: argparse.Namespace, runs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A run; PEFT's with the best settings of a search, which all seeds share."""
+    """A run; of a prompt, with the best settings of a search, which all seeds share."""
     changes, searched = args.set, None
-    if method == "peft" and args.search:
-        before = [r["search"] for r in runs if r["task"] == name and r.get("search")]
-        searched = before[0] if before else search(name, args.data, args.set, args.examples)
+    if method != "fine-tuning" and args.search:
+        same = [r for r in runs if (r["task"], r["method"]) == (name, method)]
+        before = [r["search"] for r in same if r.get("search")]
+        searched = before[0] if before else None
+        searched = searched or search(name, method, args.data, args.set, args.examples)
         best = max(searched, key=lambda found: found["score"])
         changes = changes | {setting: best[setting] for setting in SEARCH}
     found = run(name, method, seed, args.data, changes, args.examples)

@@ -93,9 +93,9 @@ def test_what_peft_refuses_and_its_search_are_recorded(
     output = tmp_path / "results.json"
 
     def bench(*options: str) -> list[dict]:
-        options += ("--data", str(tmp_path), "--output", str(output), "--tasks", "snips-intent")
-        options += ("codah", "--methods", "peft", "--seeds", "0", "1")
-        monkeypatch.setattr("sys.argv", ["bench_quality", *options])
+        always = ("--data", str(tmp_path), "--output", str(output), "--tasks", "snips-intent")
+        always += ("codah", "--methods", "peft", "--seeds", "0", "1")
+        monkeypatch.setattr("sys.argv", ["bench_quality", *always, *options])
         bench_quality.main()
         return json.loads(output.read_text())
 
@@ -121,6 +121,10 @@ def test_what_peft_refuses_and_its_search_are_recorded(
         with pytest.raises(SystemExit):
             bench(*options)
         assert message in capsys.readouterr().err
+    ours = bench("--search", *settings, "--methods", "prompt", "--tasks", "snips-intent")[4:]
+    assert [run["method"] for run in ours] == ["prompt", "prompt"]
+    assert ours[0]["search"] == ours[1]["search"]
+    assert "snips-intent prompt search" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SystemExit):
         bench(*settings)
