@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import torch
 import typer
 
 from ..storage import write_text
@@ -36,11 +37,30 @@ def option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text)
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """A device by its name, or the best one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used: {error}") from None
+    return device
+
+
 DATA = "A .jsonl, .csv or .tsv file, or the NAME[:CONFIG] of a dataset."
 PromptDir = Annotated[Path, option("Directory of a saved prompt.")]
 Backbone = Annotated[str | None, option("Directory or name of the encoder, if not the prompt's.")]
 MaxLength = Annotated[
     int | None, option("Longest input in tokens, if less than the encoder allows.")
+]
+Device = Annotated[
+    str | None, option("Where to compute: cuda, cuda:1 or cpu; a GPU if there is one.")
 ]
 Overwrite = Annotated[bool, option("Replace what --output names.", "--overwrite")]
 

@@ -1,17 +1,20 @@
 """`ptv2 serve`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 
 from ..assets import is_asset
 from ..memory import parse_bytes
 from ..model import PromptModel
 from ..serving import Limits, Service
-from .options import MaxLength, option, reports_errors
+from .options import Device, MaxLength, chosen_device, option, reports_errors
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEY, ADMIN_KEY = "PTV2_KEY", "PTV2_ADMIN_KEY"
 
 
@@ -22,6 +25,10 @@ def serve(
     host: Annotated[str, option("Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, option("Port to listen on.")] = 8000,
     max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Annotated[
+        str | None, option("fp32, bf16 or fp16, of the encoder; bf16 on a GPU, else fp32.")
+    ] = None,
     batch_tokens: Annotated[int, option("Tokens of a batch at most.")] = Limits.tokens,
     max_waiting: Annotated[
         int, option("Sequences that wait at most; more are refused.")
@@ -29,38 +36,56 @@ def serve(
     prompt_memory: Annotated[
         str, option("Memory for prompts on the device; the others wait in the host's.")
     ] = "256MB",
+    patience: Annotated[float, option("Seconds that a request may wait for a batch.")] = 60,
+    drain_seconds: Annotated[
+        float, option("After SIGTERM, how long requests are taken while /health says 503.")
+    ] = 0,
+    json_logs: Annotated[
+        bool, option("Log an object a line, requests among them.", "--json-logs")
+    ] = False,
 ) -> None:
     """Serve all prompts of a directory, by the names of its folders, from one encoder.
 
     Clients show the key in the variable PTV2_KEY, if it is set. With PTV2_ADMIN_KEY tasks are
     loaded and unloaded under /admin.
     """
-    app, run = _application()
+    run = _server()
     names = sorted(place.name for place in _folders(prompts) if is_asset(place))
     if not names:
         raise FileNotFoundError(f"prompts: expected a saved prompt in a folder of {prompts}")
-    model = PromptModel.from_pretrained(backbone)
+    place = chosen_device(device)
+    kind = dtype or ("bf16" if place.type == "cuda" else "fp32")
+    if kind not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {kind!r}")
+    model = PromptModel.from_pretrained(backbone, dtype=DTYPES[kind]).to(place)
     service = Service(
         model,
         budget=parse_bytes(prompt_memory),
         limits=Limits(tokens=batch_tokens, waiting=max_waiting),
         max_length=max_length,
+        patience=patience,
     )
     for name in names:
         service.bank.load(prompts / name, name)
     typer.echo(f"{len(names)} tasks on http://{host}:{port}: {', '.join(names)}")
-    keys = {"key": os.environ.get(KEY), "admin_key": os.environ.get(ADMIN_KEY)}
-    run(app(service, prompts=prompts, **keys), host=host, port=port, log_level="warning")
+    run(
+        service,
+        host=host,
+        port=port,
+        prompts=prompts,
+        key=os.environ.get(KEY),
+        admin_key=os.environ.get(ADMIN_KEY),
+        drain=drain_seconds,
+        json_logs=json_logs,
+    )
 
 
-def _application() -> tuple[Any, Any]:
+def _server() -> Callable[..., None]:
     try:
-        import uvicorn
-
-        from ..serving.app import create_app
+        from ..serving.server import run
     except ImportError as error:
         raise ImportError(f"serve needs {error.name}: pip install 'ptv2[serve]'") from None
-    return create_app, uvicorn.run
+    return run
 
 
 def _folders(prompts: Path) -> list[Path]:

@@ -19,10 +19,12 @@ from .options import (
     DATA,
     NO_OPTIONS,
     Backbone,
+    Device,
     MaxLength,
     Overwrite,
     PromptDir,
     TaskOptions,
+    chosen_device,
     option,
     options_of,
     refuse_overwriting,
@@ -41,13 +43,14 @@ def evaluate_prompt(
     backbone: Backbone = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
+    device: Device = None,
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a saved prompt on labelled data."""
     refuse_overwriting(output, overwrite)
     examples = load_data(data, split, "test")
-    predictor, (name,) = load_prompts([prompt], backbone, max_length)
+    predictor, (name,) = load_prompts([prompt], backbone, max_length, device)
     kind = predictor.model.tasks[name].task
     reader = predictor.task(name, **options_of([kind], task_options)[kind])
     scores = evaluate(predictor, name, reader, examples)
@@ -69,6 +72,7 @@ def predict(
     backbone: Backbone = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
+    device: Device = None,
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -88,7 +92,7 @@ def predict(
     else:
         assert data is not None
         examples = load_data(data, split, "test")
-    predictor, names = load_prompts(prompt, backbone, max_length)
+    predictor, names = load_prompts(prompt, backbone, max_length, device)
     kinds = {name: predictor.model.tasks[name].task for name in names}
     options = options_of(set(kinds.values()), task_options)
     readers = {}
@@ -140,12 +144,16 @@ def typed_columns(kind: str, text_pair: list[str] | None) -> dict[str, str]:
 
 
 def load_prompts(
-    directories: Sequence[Path], backbone: str | None, max_length: int | None
+    directories: Sequence[Path],
+    backbone: str | None,
+    max_length: int | None,
+    device: str | None = None,
 ) -> tuple[Predictor, list[str]]:
     """One model with all the prompts, and their names."""
     source = backbone or read_asset(directories[0]).backbone["name_or_path"]
     if not source:
         raise ValueError(f"backbone: {directories[0]} names none, expected --backbone")
+    where = chosen_device(device)
     model = PromptModel.from_pretrained(source)
     names = [read_asset(directory).name for directory in directories]
     for place, name in enumerate(names):
@@ -153,4 +161,4 @@ def load_prompts(
             raise ValueError(f"prompt: {directories[place]} is another task named {name!r}")
     for directory in directories:
         model.load_task(directory)
-    return Predictor(model, max_length=max_length), names
+    return Predictor(model.to(where), max_length=max_length), names

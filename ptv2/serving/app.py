@@ -47,12 +47,12 @@ def create_app(
 
     app = FastAPI(title="ptv2", version=__version__, lifespan=lifespan)
 
-    def authorized(request: Request) -> None:
+    async def authorized(request: Request) -> None:
         require_key(request, key)
 
     for dialect in (hugging_face, embeddings_inference, openai):
         app.include_router(dialect.router(service), dependencies=[Depends(authorized)])
-    _add_health(app, service, metrics)
+    _add_health(app, service, metrics, [Depends(authorized)])
     if admin_key is not None and prompts is not None:
         _add_administration(app, service, prompts, admin_key)
     for kind in (ValueError, KeyError, RuntimeError, OSError, EngineError, UnauthorizedError):
@@ -67,15 +67,16 @@ async def _report(_: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_health(app: FastAPI, service: Service, metrics: Metrics, guarded: list[Any]) -> None:
     @app.get("/health", tags=["health"])
     async def health() -> Any:
-        """200 while requests are answered, else 503."""
-        if service.batcher.alive:
+        """200 while new requests are welcome, else 503."""
+        if service.ready:
             return {"status": "ok"}
-        return JSONResponse({"error": "the engine is not running"}, 503)
+        state = "stopping" if service.batcher.alive else "not running"
+        return JSONResponse({"error": f"the engine is {state}"}, 503)
 
-    @app.get("/info", tags=["health"])
+    @app.get("/info", tags=["health"], dependencies=guarded)
     async def info() -> Any:
         """The backbone, and every task with its version."""
         backbone = service.model.identity.describe()
@@ -96,7 +97,7 @@ def _add_health(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def _add_administration(app: FastAPI, service: Service, prompts: Path, admin_key: str) -> None:
-    def authorized(request: Request) -> None:
+    async def authorized(request: Request) -> None:
         require_key(request, admin_key)
 
     guarded = [Depends(authorized)]
@@ -105,7 +106,7 @@ def _add_administration(app: FastAPI, service: Service, prompts: Path, admin_key
     async def load(name: str) -> Any:
         """Load a saved prompt by its name, or its next version."""
         check_task_name(name)
-        served = await run_in_threadpool(service.bank.load, prompts / name, name)
+        served = await service.off_loop(service.bank.load, prompts / name, name)
         return {"name": served.name, "version": served.version, "sha256": served.sha256}
 
     @app.delete("/admin/tasks/{name}", tags=["administration"], dependencies=guarded)

@@ -1,9 +1,11 @@
 """The versions of tasks that requests are answered with: resolved once, kept until the answer."""
 
+import reprlib
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from os import PathLike
 
 from ..assets import Asset, read_asset
@@ -12,6 +14,9 @@ from ..inputs import require_task_of_backbone
 from ..model import PromptModel, UnknownTaskError
 from ..pools import FoldedPrompt
 from .served import Served
+
+_SHOWN = 10
+"""Names in a message."""
 
 
 class Bank:
@@ -23,10 +28,14 @@ class Bank:
 
     Args:
         model: whose backbone the tasks are for.
+        check: raises a ValueError for a task that cannot be served.
     """
 
-    def __init__(self, model: PromptModel) -> None:
+    def __init__(
+        self, model: PromptModel, check: Callable[[Served], None] = lambda task: None
+    ) -> None:
         self._model = model
+        self._check = check
         self._lock = threading.Lock()
         self._current: dict[str, Served] = {}
         self._versions: Counter[str] = Counter()
@@ -41,8 +50,8 @@ class Bank:
 
         Raises:
             FileNotFoundError: there is no saved task.
-            ValueError: it is corrupt, was trained on another backbone, or is no prompt in the
-                layers. What was served before still is.
+            ValueError: it is corrupt, was trained on another backbone, is no prompt in the layers
+                or more than there is memory for. What was served before still is.
         """
         asset = read_asset(directory)
         name = asset.name if name is None else name
@@ -52,7 +61,12 @@ class Bank:
         return self.publish(_served(self._model, name, asset))
 
     def publish(self, task: Served) -> Served:
-        """Make a task the current version of its name, with the next number."""
+        """Make a task the current version of its name, with the next number.
+
+        Raises:
+            ValueError: it cannot be served.
+        """
+        self._check(task)
         with self._lock:
             self._versions[task.name] += 1
             task = task.numbered(self._versions[task.name])
@@ -114,8 +128,11 @@ class Bank:
 
     def _require(self, name: str) -> Served:
         if name not in self._current:
-            known = ", ".join(self._current) or "none"
-            raise UnknownTaskError(f"task: {name!r} is not served; these are: {known}")
+            known = ", ".join(islice(self._current, _SHOWN)) or "none"
+            more = f" and {len(self._current) - _SHOWN} more" * (len(self._current) > _SHOWN)
+            raise UnknownTaskError(
+                f"task: {reprlib.repr(name)} is not served; these are: {known}{more}"
+            )
         return self._current[name]
 
 

@@ -47,7 +47,7 @@ class DeadlineError(RuntimeError):
 
 @dataclass(eq=False)
 class Job:
-    """The sequences of one request.
+    """The sequences of one request; who cancels its future ends it, whatever of it has run.
 
     Args:
         task: in the version that all of them are answered with.
@@ -67,12 +67,13 @@ class Job:
     def give(self, place: int, logits: Tensor) -> None:
         """The logits of a sequence; with the last of them the future is done."""
         self._found[place] = logits
-        if len(self._found) == len(self.inputs) and not self.future.done():
-            self.future.set_result([self._found[i] for i in range(len(self.inputs))])
+        if len(self._found) == len(self.inputs):
+            with suppress(InvalidStateError):  # it may be cancelled right now
+                self.future.set_result([self._found[i] for i in range(len(self.inputs))])
 
     def fail(self, error: BaseException) -> None:
         """End the job with an error, if it has not ended."""
-        with suppress(InvalidStateError):  # also if it is cancelled right now
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
@@ -84,7 +85,8 @@ class Limits:
         tokens: of a batch; also the longest sequence that is taken.
         rows: of a batch's prompts and tokens together, counted for each sequence.
         bytes: of the prompts and heads of a batch.
-        waiting: sequences that wait at most.
+        waiting: sequences that wait at most. A task has at most `_SHARE` times as many of the
+            places as are free, so that there is always room for the others.
     """
 
     tokens: int = 16384
@@ -93,9 +95,21 @@ class Limits:
     waiting: int = 4096
 
 
+@dataclass(frozen=True)
+class Done:
+    """What has been run so far."""
+
+    batches: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 _Place = tuple[Job, int]
 _LONGEST_WAIT = 60.0
 """Seconds that a client is told to stay away at most."""
+_SHARE = 4
+"""Of the places that are free: dynamic thresholds, as Choudhury and Hahne (1998) have them."""
 _TRIES = 5
 """How often a sequence alone is run that the device has no memory for."""
 
@@ -116,7 +130,7 @@ class Batcher:
     Args:
         run: answers a batch.
         nbytes: what a task takes of `Limits.bytes`.
-        between: called in the thread before every batch.
+        between: called in the thread after every batch.
     """
 
     def __init__(
@@ -134,6 +148,7 @@ class Batcher:
         self._queues: OrderedDict[str, deque[_Place]] = OrderedDict()  # the next task first
         self._waiting = self._waiting_tokens = self._running = 0
         self._tokens_per_second = 0.0
+        self.done = Done()
         self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name="ptv2-engine", daemon=True)
@@ -167,15 +182,15 @@ class Batcher:
                 f"inputs: expected at most {self._limits.waiting} sequences, got {len(job.inputs)}"
             )
         with self._changed:
-            self.require_room(len(job.inputs))
+            self.require_room(len(job.inputs), job.task.name)
             queue = self._queues.setdefault(job.task.name, deque())
             queue.extend((job, place) for place in range(len(job.inputs)))
             self._waiting += len(job.inputs)
             self._waiting_tokens += sum(job.lengths)
             self._changed.notify()
 
-    def require_room(self, sequences: int) -> None:
-        """Raise what `submit` would raise for so many sequences, before they are made.
+    def require_room(self, sequences: int, name: str) -> None:
+        """Raise what `submit` would raise for so many sequences of a task, before they are made.
 
         Raises:
             OverloadedError: too many are waiting.
@@ -185,7 +200,9 @@ class Batcher:
             raise UnavailableError("the engine is dead")
         if self._closed:
             raise UnavailableError("the engine is stopping")
-        if self._waiting + sequences > self._limits.waiting:
+        free = self._limits.waiting - self._waiting
+        own = len(self._queues.get(name, ()))
+        if sequences > free or own + sequences > _SHARE * free:
             speed = self._tokens_per_second
             wait = self._waiting_tokens / speed if speed else 1.0
             raise OverloadedError(min(wait, _LONGEST_WAIT))
@@ -206,10 +223,10 @@ class Batcher:
         batch: list[_Place] | None = []
         try:
             while (batch := self._take()) is not None:
-                self._between()
                 begun = time.monotonic()
                 self._answer(batch)
                 self._measure(batch, time.monotonic() - begun)
+                self._between()
         except BaseException as error:
             self._die(error, batch or [])
 
@@ -226,7 +243,7 @@ class Batcher:
                     self._changed.wait()
 
     def _fill(self) -> list[_Place]:
-        """What fits into a batch; nothing if all that waits is cancelled right now."""
+        """What fits into a batch."""
         batch: list[_Place] = []
         load = _Load()
         while self._queues:
@@ -236,9 +253,6 @@ class Batcher:
             more = self._nbytes(job.task) if new else 0
             if batch and not self._fits(load, length, job.task, more):
                 break
-            if place == 0 and not job.future.set_running_or_notify_cancel():
-                self._drop_ended()
-                continue
             load.tokens += length
             load.rows += length + job.task.prompt_length
             load.bytes += more
@@ -304,7 +318,14 @@ class Batcher:
             job.give(place, logits)
 
     def _measure(self, batch: list[_Place], seconds: float) -> None:
-        speed = sum(job.lengths[place] for job, place in batch) / max(seconds, 1e-9)
+        tokens, done = sum(job.lengths[place] for job, place in batch), self.done
+        self.done = Done(
+            done.batches + 1,
+            done.sequences + len(batch),
+            done.tokens + tokens,
+            done.seconds + seconds,
+        )
+        speed = tokens / max(seconds, 1e-9)
         old = self._tokens_per_second or speed
         self._tokens_per_second = 0.9 * old + 0.1 * speed
 

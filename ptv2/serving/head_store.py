@@ -6,6 +6,7 @@ tokens, whose pieces are all of one size: what one row gets does not depend on t
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple, get_args
 
 import torch
@@ -37,18 +38,35 @@ class HeadStore:
         """What a task's head takes."""
         return self._tiles.row_bytes * sum(len(layer.bias) for layer in task.layers)
 
-    def place(self, task: Served) -> None:
-        """Bring a head to the device."""
-        places = []
-        for layer in task.layers:
-            places.append(self._tiles.take(len(layer.bias)))
-            self._tiles.write(places[-1], layer)
-        self._places[task] = tuple(places)
+    @property
+    def allocated(self) -> int:
+        """Bytes of all tiles, in use or not."""
+        return self._tiles.nbytes
+
+    def place(self, task: Served, room: int) -> None:
+        """Bring a head to the device.
+
+        Args:
+            room: as `RowStore.take` has it.
+
+        Raises:
+            NoRoomError: as there.
+        """
+        rows = self._tiles.take(sum(len(layer.bias) for layer in task.layers), room)
+        self._places[task] = _split(rows, task)
+        for own, layer in zip(self._places[task], task.layers, strict=True):
+            self._tiles.write(own, layer)
 
     def drop(self, task: Served) -> None:
         """Give a head's memory to others."""
-        for rows in self._places.pop(task):
-            self._tiles.give_back(rows)
+        self._tiles.give_back(_whole(self._places.pop(task, ())))
+
+    def compact(self) -> None:
+        """Give up all tiles that are not in use."""
+        moved = self._tiles.compact([_whole(places) for places in self._places.values()])
+        self._places = {
+            task: _split(rows, task) for task, rows in zip(self._places, moved, strict=True)
+        }
 
     def apply(
         self, states: Tensor, packed: Packed, lengths: Sequence[int], tasks: Sequence[Served]
@@ -127,6 +145,17 @@ class HeadStore:
         group, tile = torch.tensor(pairs, device=self._device).unbind(1)
         weight, bias = self._tiles.tensors
         return torch.baddbmm(bias[tile][:, None], states[group], weight[tile].transpose(1, 2))
+
+
+def _split(rows: range, task: Served) -> tuple[range, ...]:
+    """The tiles of each layer of a head."""
+    stops = list(accumulate((len(layer.bias) for layer in task.layers), initial=0))
+    return tuple(rows[start:stop] for start, stop in pairwise(stops))
+
+
+def _whole(places: Sequence[range]) -> range:
+    """All tiles of a head, which lie together."""
+    return range(places[0].start, places[-1].stop) if places else range(0)
 
 
 class _Group(NamedTuple):

@@ -2,23 +2,30 @@
 
 import asyncio
 import hmac
-import time
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
-from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..model import UnknownTaskError
 from .batcher import DeadlineError, OverloadedError, UnavailableError
+from .metrics import TASK
 from .served import Served
 from .service import Outcome, Service
 
 MAX_BODY = 2 * 2**20
 """Bytes of a request's body at most."""
+BODY_SECONDS = 20.0
+"""That a body may take to come in."""
+_MESSAGE = 500
+"""Characters of a message at most: it may repeat what was sent."""
+
+logger = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed", bound="Body")
 
@@ -46,6 +53,10 @@ class EngineError(RuntimeError):
     """A forward failed, which is not the client's fault."""
 
 
+class SlowBodyError(RuntimeError):
+    """A body that took more than `BODY_SECONDS`."""
+
+
 class TooLargeError(ValueError):
     """A body of more than `MAX_BODY` bytes."""
 
@@ -60,6 +71,7 @@ _STATUS: dict[type[Exception], tuple[int, str]] = {
     UnavailableError: (503, "unavailable"),
     DeadlineError: (504, "deadline"),
     ClientGoneError: (499, "client_gone"),
+    SlowBodyError: (408, "slow_body"),
     TooLargeError: (413, "too_large"),
     UnauthorizedError: (401, "unauthorized"),
     ValueError: (422, "validation"),
@@ -76,7 +88,8 @@ def error_response(error: Exception) -> JSONResponse:
                 headers["Retry-After"] = str(max(1, round(error.retry_after)))
             if isinstance(error, UnauthorizedError):
                 headers["WWW-Authenticate"] = "Bearer"
-            return JSONResponse({"error": str(error), "error_type": name}, status, headers=headers)
+            message = shorten(str(error), _MESSAGE)
+            return JSONResponse({"error": message, "error_type": name}, status, headers=headers)
     return JSONResponse({"error": "the engine failed", "error_type": "internal"}, 500)
 
 
@@ -84,9 +97,17 @@ async def read_body(request: Request, kind: type[Parsed]) -> Parsed:
     """Parse a body, strictly: no NaN, no lone surrogates, no unknown field, no deep nesting.
 
     Raises:
+        ClientGoneError: the client left before the end of it.
+        SlowBodyError: it did not come in time.
         ValueError: it is not of the kind; the message does not repeat it.
     """
-    body = await request.body()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.body()
+    except TimeoutError:
+        raise SlowBodyError(f"body: expected all of it within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise ClientGoneError("the client is gone") from None
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -101,20 +122,19 @@ async def answer(
     task: Served,
     inputs: Sequence[Any],
     options: Mapping[str, Any] | None = None,
-    timeout: float | None = None,
+    cut: bool = True,
 ) -> list[Outcome]:
     """Answer inputs, unless the client leaves first.
 
     Args:
         task: as the bank lends it, until the answer is there.
-        timeout: seconds that the request may wait for a batch.
+        cut: as `Service.admit` has it.
 
     Raises:
         ClientGoneError: it has left.
         EngineError: the forward failed.
     """
-    deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    admitted = await run_in_threadpool(service.admit, task, inputs, options, deadline)
+    admitted = await service.off_loop(service.admit, task, inputs, options, cut)
     answered = asyncio.wrap_future(admitted.job.future)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -129,7 +149,18 @@ async def answer(
     finally:
         gone.cancel()
         answered.cancel()
-    return await run_in_threadpool(admitted.outcomes, logits)
+    try:
+        outcomes = await service.off_loop(admitted.outcomes, logits)
+    except Exception as error:
+        logger.error("an answer of %r cannot be read", task.name, exc_info=error)
+        raise EngineError from error
+    request.scope[TASK] = task.name
+    return outcomes
+
+
+def shorten(text: str, most: int) -> str:
+    """A text, or its beginning and an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 async def _disconnected(request: Request) -> None:
@@ -173,6 +204,12 @@ class BodyLimit:
 
 def _too_large() -> JSONResponse:
     return error_response(TooLargeError(f"body: expected at most {MAX_BODY} bytes"))
+
+
+def require_kind(task: Served, kind: str) -> None:
+    """Raise a ValueError unless a task is of a kind."""
+    if task.config.task != kind:
+        raise ValueError(f"task: expected {kind}, {task.name!r} is {task.config.task}")
 
 
 def body_schema(kind: type[Body]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..attention import LayerPrompts, PromptBatch
 from ..families import Geometry
 from ..layout import Packed
 from .head_store import HeadStore
-from .rows import RowStore
+from .rows import NoRoomError, RowStore
 from .served import Served
 
 
@@ -22,7 +22,8 @@ class Pool:
     Args:
         geometry: of the backbone.
         dtype: of the keys and values.
-        budget: bytes of prompts and heads at most.
+        budget: bytes of prompts and heads at most, with what is kept free for more of them. Where
+            it is short of free memory, keys or values of one layer are there twice for a moment.
         by_call_order: as `PromptBatch` has it.
     """
 
@@ -45,6 +46,11 @@ class Pool:
         self._device = device
         self.budget = budget
         self.used = 0
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all prompts and heads, and of what is kept free for more of them."""
+        return self._prompts.nbytes + self.heads.allocated
 
     def __contains__(self, task: Served) -> bool:
         return task in self._places
@@ -77,8 +83,11 @@ class Pool:
         while self.used + more > self.budget:
             self.drop(next(iter(self._places)))
         for task in missing:
-            self._places[task] = self._write(task)
-            self.used += self.nbytes(task)
+            try:
+                self._place(task)
+            except NoRoomError:  # there is, but not in one piece
+                self._compact()
+                self._place(task)
 
     def drop(self, task: Served) -> None:
         """Give a task's memory to others."""
@@ -87,8 +96,25 @@ class Pool:
             self.heads.drop(task)
             self.used -= self.nbytes(task)
 
-    def _write(self, task: Served) -> range:
-        rows, prompt = self._prompts.take(task.prompt_length), task.prompt
+    def _place(self, task: Served) -> None:
+        room = self.budget - self.allocated - self.heads.nbytes(task)
+        self._places[task] = self._prompts.take(task.prompt_length, room)
+        self.used += self.nbytes(task)
+        try:
+            self.heads.place(task, self.budget - self.allocated)
+            self._write(task)
+        except BaseException:
+            self.drop(task)
+            raise
+
+    def _compact(self) -> None:
+        """Give up all memory that is not in use."""
+        moved = self._prompts.compact(list(self._places.values()))
+        self._places = OrderedDict(zip(self._places, moved, strict=True))
+        self.heads.compact()
+
+    def _write(self, task: Served) -> None:
+        prompt = task.prompt
         places = list(prompt.layers)
         key_value = prompt.key_value.new_zeros(self._layers, *prompt.key_value.shape[1:])
         key_value[places] = prompt.key_value
@@ -97,9 +123,7 @@ class Pool:
             gate[places] = prompt.gate
         key, value = key_value.transpose(2, 3).unbind(1)  # (layers, rows, heads, head_dim)
         by_layer = zip(key, value, gate.transpose(1, 2), strict=True)
-        self._prompts.write(rows, [part for parts in by_layer for part in parts])
-        self.heads.place(task)
-        return rows
+        self._prompts.write(self._places[task], [part for parts in by_layer for part in parts])
 
     def batch(self, tasks: Sequence[Served], packed: Packed) -> PromptBatch:
         """The prompts of a packed batch.

@@ -1,24 +1,33 @@
 """From a task's name and texts to answers: admission, tokens, the batcher, decoding."""
 
+import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from ..inputs import packable
 from ..model import PromptModel
 from ..readers import Readers
-from ..tasks import Task
+from ..tasks import QuestionAnswering, Task
 from ..tasks.task import Answer, Feature, by_example
 from .bank import Bank
 from .batcher import Batcher, Job, Limits
 from .engine import BUDGET, Engine
 from .served import Served
 
+Result = TypeVar("Result")
+
 MAX_INPUTS = 128
 """Of one request; more come in several."""
+MAX_WINDOWS = 256
+"""Of the contexts of one request."""
+_THREADS = 4
+"""For texts and answers: tokenising is one thing at a time."""
 _CHARACTERS_PER_TOKEN = 250
 """Longer texts are refused unread: a tokenizer takes seconds for millions of characters."""
 
@@ -32,6 +41,13 @@ class Outcome(NamedTuple):
     tokens: int
 
 
+class Memory(NamedTuple):
+    """Bytes in use, and those that may be."""
+
+    used: int
+    budget: int
+
+
 class Service:
     """Answers for the tasks of a bank, from any threads.
 
@@ -41,9 +57,11 @@ class Service:
         budget: bytes of prompts and heads on the device at most.
         limits: of the batches and of what waits.
         max_length: longest input in tokens, if less than the backbone allows.
+        patience: seconds that a request may wait for a batch.
 
     Raises:
         NotImplementedError: the backbone takes no packed batches.
+        ValueError: no batch could hold the longest input.
     """
 
     def __init__(
@@ -54,23 +72,49 @@ class Service:
         budget: int = BUDGET,
         limits: Limits | None = None,
         max_length: int | None = None,
+        patience: float = 60.0,
     ) -> None:
         if not packable(model.backbone):
             raise NotImplementedError(
                 f"model: {model.backbone.config.model_type} takes no packed batches, expected a "
                 "backbone that does"
             )
-        self.model = model.eval()
-        self.bank = Bank(model)
+        limits = replace(limits or Limits(), bytes=budget)
         self._readers = Readers(model, tokenizer, max_length)
+        longest = self._readers.length_beside(0)
+        if longest > limits.tokens:
+            raise ValueError(
+                f"limits: expected tokens of at least {longest} for the longest input, or a "
+                f"smaller max_length, got {limits.tokens}"
+            )
+        self.draining = False
+        self.model = model.eval()
+        self.bank = Bank(model, self._require_fit)
         self._tokenizing = threading.Lock()  # a tokenizer keeps the limits of its last call
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ptv2-texts")
+        self._patience = patience
         self._engine = Engine(model, budget)
         self.batcher = Batcher(
             self._engine.run,
-            replace(limits or Limits(), bytes=budget),
+            limits,
             nbytes=self._engine.pool.nbytes,
             between=self._forget,
         )
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self.batcher.alive and not self.draining
+
+    @property
+    def memory(self) -> Memory:
+        """The bytes that prompts and heads have on the device."""
+        pool = self._engine.pool
+        return Memory(pool.used, pool.budget)
+
+    def on_device(self, task: Served) -> bool:
+        """Whether a task's prompt is there right now."""
+        return task in self._engine.pool
 
     def reader(self, task: Served, **options: Any) -> Task:
         """How a task reads inputs and writes answers; options are fields of its kind's class.
@@ -85,7 +129,7 @@ class Service:
         task: Served,
         inputs: Sequence[Any],
         options: Mapping[str, Any] | None = None,
-        deadline: float = float("inf"),
+        cut: bool = True,
     ) -> "Admitted":
         """Read inputs and queue them.
 
@@ -93,19 +137,26 @@ class Service:
             task: as the bank lends it, until the answer is there.
             inputs: as `Task.prepare_inputs` of the kind of task takes them.
             options: fields of the class of the kind of task.
-            deadline: as `Job` has it.
+            cut: whether a text that is too long is cut. If not, one that takes as many tokens as
+                there are at most is refused.
 
         Raises:
             ValueError: an input or an option is none that the task takes.
             OverloadedError: too much is waiting.
             UnavailableError: nothing is answered any more.
         """
+        deadline = time.monotonic() + self._patience
         reader = self.reader(task, **options or {})
+        if isinstance(reader, QuestionAnswering):
+            reader = replace(reader, max_windows=MAX_WINDOWS)
         self._require_texts(inputs, reader)
-        self.batcher.require_room(len(inputs))
+        self.batcher.require_room(len(inputs), task.name)
         with self._tokenizing:
             features = reader.prepare_inputs(inputs)
         sequences = [x for feature in features for x in reader.sequences(feature)]
+        longest = max(len(x["input_ids"]) for x in sequences)
+        if not cut and longest == reader.max_length:
+            raise ValueError(f"inputs: expected texts of fewer than {longest} tokens")
         job = Job(task, sequences, deadline)
         self.batcher.submit(job)
         return Admitted(reader, features, job)
@@ -116,11 +167,26 @@ class Service:
         """Answer inputs of a task by its name; raises as `Bank.lease` and `admit` do."""
         with self.bank.lease(name) as task:
             admitted = self.admit(task, inputs, options)
-            return admitted.outcomes(admitted.job.future.result())
+            try:
+                return admitted.outcomes(admitted.job.future.result())
+            finally:
+                admitted.job.future.cancel()
+
+    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in one of the few threads that are there for `admit` and the like."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
 
     def close(self, timeout: float | None = None) -> bool:
         """Answer what waits, take no more, and end the thread; whether it has ended in time."""
         return self.batcher.close(timeout)
+
+    def _require_fit(self, task: Served) -> None:
+        needed, budget = self._engine.pool.nbytes(task), self._engine.pool.budget
+        if needed > budget:
+            raise ValueError(
+                f"budget: expected at least {needed} bytes for {task.name!r}, got {budget}"
+            )
 
     def _forget(self) -> None:
         for task in self.bank.retired():
@@ -152,7 +218,13 @@ class Admitted:
     job: Job
 
     def outcomes(self, logits: Sequence[Tensor]) -> list[Outcome]:
-        """An outcome for each input, from the logits of all sequences."""
+        """An outcome for each input, from the logits of all sequences.
+
+        Raises:
+            ArithmeticError: a number of them is not finite.
+        """
+        if not all(bool(own.isfinite().all()) for own in logits):
+            raise ArithmeticError(f"the logits of {self.job.task.name!r} are not finite")
         found, start = [], 0
         for features in by_example(self.features):
             lengths = [length for feature in features for length in self.reader.lengths(feature)]

@@ -16,6 +16,7 @@ def encode_contexts(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     stride: int,
+    max_windows: int | None,
     questions: Sequence[str],
     contexts: Sequence[str],
     where: Callable[[int], str],
@@ -26,6 +27,7 @@ def encode_contexts(
         max_length: tokens of a window; None: the tokenizer's own limit.
         stride: tokens that a window shares with the one before it, at most half of those that
             the question leaves for the context.
+        max_windows: of all examples; None: any number.
         where: what to call an example in a message.
 
     Returns:
@@ -35,12 +37,15 @@ def encode_contexts(
         for tokens of other texts, and equal for a token without text.
 
     Raises:
-        ValueError: a question leaves no room for its context, a context is empty, or as
-            `token_limit` does.
+        ValueError: a question leaves no room for its context, a context is empty, there are more
+            windows than allowed, or as `token_limit` does.
     """
     limit = token_limit(tokenizer, max_length, pair=True)
     questions = [question.lstrip() for question in questions]
-    overlaps = [min(stride, room // 2) for room in _rooms(tokenizer, limit, questions, where)]
+    rooms = _rooms(tokenizer, limit, questions, where)
+    overlaps = [min(stride, room // 2) for room in rooms]
+    if max_windows is not None:
+        _require_few_windows(tokenizer, max_windows, contexts, rooms, overlaps)
     windows: list[list[Feature]] = [[] for _ in questions]
     for overlap in sorted(set(overlaps)):
         places = [place for place, own in enumerate(overlaps) if own == overlap]
@@ -85,6 +90,25 @@ def _rooms(
                 f"takes {room - left} of {room} tokens"
             )
     return rooms
+
+
+def _require_few_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    most: int,
+    contexts: Sequence[str],
+    rooms: Sequence[int],
+    overlaps: Sequence[int],
+) -> None:
+    encoded = tokenizer(list(contexts), add_special_tokens=False, verbose=False)["input_ids"]
+    windows = sum(
+        1 + max(0, -(-(len(ids) - room) // (room - overlap)))
+        for ids, room, overlap in zip(encoded, rooms, overlaps, strict=True)
+    )
+    if windows > most:
+        raise ValueError(
+            f"max_windows: expected at most {most} windows, the contexts take {windows}; shorter "
+            "questions leave room for larger ones"
+        )
 
 
 def _window(encoding: Encoding, context: str, first: bool) -> Feature:

@@ -37,6 +37,7 @@ class QuestionAnswering(Task):
             as in SQuAD: {"text": [...], "answer_start": [...]}, starts counted in characters.
         stride: tokens that the windows of a long context share, at most half of those that the
             question leaves for the context.
+        max_windows: windows at most of all contexts that are prepared at once. None: any number.
         max_answer_length: tokens of an answer at most.
         n_best: how many spans share the probability of an answer.
         no_answer: whether a question may have no answer; `fit_labels` sets it if one has none.
@@ -51,6 +52,7 @@ class QuestionAnswering(Task):
     context_column: str = "context"
     answers_column: str = "answers"
     stride: int = 128
+    max_windows: int | None = None
     max_answer_length: int = 30
     n_best: int = 20
     no_answer: bool = False
@@ -101,7 +103,7 @@ class QuestionAnswering(Task):
     def _encode(
         self, questions: Sequence[str], contexts: Sequence[str], where: Callable[[int], str]
     ) -> list[Feature]:
-        limits = self.max_length, self.stride
+        limits = self.max_length, self.stride, self.max_windows
         return encode_contexts(self.tokenizer, *limits, questions, contexts, where)
 
     def _add_labels(

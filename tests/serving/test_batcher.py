@@ -274,19 +274,28 @@ def test_every_answer_is_of_the_version_that_was_admitted():
     assert all(bank.readers(task) == 0 for task in bank.tasks().values())
 
 
-def test_a_job_that_is_cancelled_while_it_is_taken_kills_nothing():
-    """The only one that waits, between the look for cancelled jobs and the batch."""
-    job = Job(served("a"), texts(1))
-    take = job.future.set_running_or_notify_cancel
-
-    def cancelled_right_now():
-        job.future.cancel()
-        return take()
-
-    job.future.set_running_or_notify_cancel = cancelled_right_now
-    batcher = Batcher(Machine(), Limits())
+def test_a_job_that_is_cancelled_halfway_is_worked_for_no_more():
+    job = Job(served("a"), texts(1, 2, 3))
+    machine = Machine(lambda numbers: job.future.cancel())
+    batcher = Batcher(machine, Limits(tokens=3))
     batcher.submit(job)
-    batcher.submit(after := Job(served("b"), texts(2)))
-    assert answers(after) == [2]
-    assert batcher.alive
+    batcher.submit(after := Job(served("b"), texts(3)))
+    assert answers(after) == [3]
+    assert batcher.close(5)
+    assert ("a", 3) not in [entry for batch in machine.batches for entry in batch]
+    with pytest.raises(CancelledError):
+        job.future.result(0)
+
+
+def test_one_task_cannot_take_all_places():
+    machine = Machine(paused=True)
+    batcher = busy_batcher(machine, Limits(waiting=100))
+    for _ in range(80):
+        batcher.submit(Job(served("many"), texts(1)))
+    with pytest.raises(OverloadedError):
+        batcher.submit(Job(served("many"), texts(1)))
+    for _ in range(10):
+        batcher.submit(Job(served("few"), texts(1)))
+    assert batcher.waiting == 90
+    machine.go.set()
     assert batcher.close(5)

@@ -138,7 +138,8 @@ def test_tasks_make_room_for_each_other(make_model):
         pair = draw.sample(list(served.values()), 2)
         rows = sequences([draw.randint(1, 20) for _ in pair], draw.randrange(100))
         assert all(map(torch.equal, tight.run(pair, rows), plenty.run(pair, rows)))
-        assert tight.pool.used <= budget
+        assert tight.pool.used <= tight.pool.allocated <= budget
+    assert all(task.sha256 == Served.of_task(model, name).sha256 for name, task in served.items())
     assert len(plenty.pool) == len(served)
     for task in served.values():
         plenty.pool.drop(task)
@@ -147,6 +148,29 @@ def test_tasks_make_room_for_each_other(make_model):
     tiny = Engine(model, budget=100)
     with pytest.raises(ValueError, match=r"budget: expected at least \d+ bytes for 1 tasks"):
         tiny.run([served["many"]], sequences([3]))
+
+
+@torch.no_grad()
+def test_memory_that_ends_while_a_task_is_placed_loses_nothing(make_model, monkeypatch):
+    model = make_model("bert")
+    served = serve(model)
+    engine = Engine(model)
+    used = engine.pool.used
+    for method in ("_tiles.take", "_tiles.write"):
+        with monkeypatch.context() as broken:
+
+            def ends(*_):
+                raise torch.OutOfMemoryError("injected")
+
+            store, name = method.split(".")
+            broken.setattr(getattr(engine.pool.heads, store), name, ends)
+            with pytest.raises(torch.OutOfMemoryError):
+                engine.run([served["tags"]], sequences([3]))
+        assert (len(engine.pool), engine.pool.used) == (0, used)
+        assert engine.pool._prompts.free * engine.pool._prompts.row_bytes == (
+            engine.pool._prompts.nbytes
+        )
+    engine.run([served["tags"]], sequences([3]))
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """The server with a tiny encoder: every dialect, refusals, keys, administration."""
 
+import asyncio
 import base64
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ CONFIGS = {
     "vectors": PromptConfig("feature-extraction", prompt_length=3),
 }
 TEXT = "a great film in rome"
+LONG_QUESTION = {"inputs": {"question": "film " * 27, "context": "a film " * 300}}
+"""It leaves two tokens for a part of the context."""
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,8 @@ def test_embeddings_inference(client):
     assert {x["score"] for x in pair} != {x["score"] for x in single}
     (unit,) = client.post("/models/vectors/embed", json={"inputs": TEXT}).json()
     assert torch.tensor(unit).norm() == pytest.approx(1)
+    body = {"inputs": [TEXT], "normalize": True, "truncate": False}
+    assert client.post("/models/vectors", json=body).json() == [unit]
     info = client.get("/models/mood/info").json()
     assert info["model_type"] == {"sequence-classification": {"labels": ["bad", "good"]}}
 
@@ -175,10 +181,16 @@ def test_openai(client):
         ("/models/mood/predict", {"inputs": [1] * 100_000}, 422, "inputs"),
         ("/models/mood", {"inputs": ["a"] * 129}, 422, "inputs: expected 1 to 128, got 129"),
         ("/models/cities", {"inputs": [["a", "film"]]}, 422, "inputs: expected texts"),
-        ("/models/mood/predict", {"inputs": TEXT, "truncate": False}, 422, "truncate: long texts"),
+        ("/models/mood/predict", {"inputs": TEXT * 9, "truncate": False}, 422, "fewer than 32"),
+        ("/models/mood", {"inputs": TEXT, "normalize": True}, 422, "normalize would be ignored"),
+        ("/models/vectors", {"inputs": TEXT, "truncation_direction": "left"}, 422, "truncation"),
+        ("/models/vectors", {"inputs": TEXT, "parameters": {"normalize": True}}, 422, "ignored"),
+        ("/models/reader", LONG_QUESTION, 422, "max_windows: expected at most 256 windows, the"),
         ("/models/mood/embed", {"inputs": TEXT}, 422, "expected feature-extraction"),
         ("/v1/embeddings", {"model": "../x", "input": TEXT}, 404, "is not served"),
-        ("/classify", {"model": "cities", "input": TEXT}, 422, "model: expected one of classes"),
+        ("/v1/embeddings", {"model": "vectors", "input": TEXT, "dimensions": 8}, 422, "got 8"),
+        ("/v1/embeddings", {"model": "vectors", "input": [[1, 2]]}, 422, "input"),
+        ("/classify", {"model": "cities", "input": TEXT}, 422, "expected sequence-classification"),
         ("/nowhere", {}, 404, ""),
     ],
 )  # fmt: skip
@@ -188,6 +200,24 @@ def test_what_is_refused(client, path, body, status, message):
     assert response.status_code == status, response.text
     assert message in response.text
     assert client.post("/models/mood", json={"inputs": TEXT}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_no_answer(service, client, value):
+    service.batcher._run = lambda tasks, inputs: [torch.tensor([0.0, value]) for _ in tasks]
+    response = client.post("/models/mood", json={"inputs": TEXT})
+    assert (response.status_code, response.json()["error_type"]) == (500, "internal")
+
+
+def test_what_could_never_be_answered(work):
+    model = PromptModel.from_pretrained(work / "encoder")
+    with pytest.raises(ValueError, match="limits: expected tokens of at least 32 for the longest"):
+        Service(model, limits=Limits(tokens=31))
+    service = Service(model, limits=Limits(tokens=31), max_length=31, budget=2000)
+    with pytest.raises(ValueError, match=r"budget: expected at least \d+ bytes for 'mood'"):
+        service.bank.load(work / "prompts" / "mood")
+    assert service.bank.tasks() == {}
+    assert service.close(5)
 
 
 def test_bodies_that_are_too_large(client):
@@ -270,6 +300,63 @@ def test_overload_and_death(work):
         assert "ptv2_alive 0.0" in client.get("/metrics").text
 
 
+def call(app, path, *messages, method="POST"):
+    """The messages that the application sends for those of a client, which then says no more."""
+    scope = {
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": [],
+        "query_string": b"", "root_path": "", "scheme": "http", "server": ("test", 80),
+    }  # fmt: skip
+    said, sent = iter(messages), []
+
+    async def receive():
+        message = next(said, None)
+        if message is None:
+            await asyncio.Event().wait()
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    async def within_time():
+        async with asyncio.timeout(20):
+            await app(scope, receive, send)
+
+    asyncio.run(within_time())
+    return sent
+
+
+def part(body, more=False):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_bodies_that_do_not_end(service, monkeypatch):
+    app = create_app(service)
+    monkeypatch.setattr("ptv2.serving.http.BODY_SECONDS", 0.05)
+    sent = call(app, "/models/mood", part(b'{"inputs":', more=True))
+    assert sent[0]["status"] == 408
+    gone = {"type": "http.disconnect"}
+    sent = call(app, "/models/mood", part(b'{"inputs":', more=True), gone)
+    assert sent[0]["status"] == 499
+
+
+def test_a_client_that_leaves_is_worked_for_no_more(service):
+    app, asked = create_app(service), []
+
+    def slow(tasks, inputs):
+        asked.append(len(inputs))
+        time.sleep(0.2)
+        return [torch.zeros(2) for _ in tasks]
+
+    service.batcher._run = slow
+    service.batcher._limits = replace(service.batcher._limits, tokens=40)
+    body = json.dumps({"inputs": [TEXT] * 100}).encode()
+    sent = call(app, "/models/mood", part(body), {"type": "http.disconnect"})
+    assert sent[0]["status"] == 499
+    assert service.bank.readers(service.bank.tasks()["mood"]) == 0
+    wait_until(lambda: service.batcher.waiting == 0)
+    assert sum(asked) < 100
+
+
 def test_a_forward_that_fails_says_no_more(service, client, caplog):
     def fails(tasks, inputs):
         raise RuntimeError("a path of this machine")
@@ -285,6 +372,9 @@ def test_metrics_and_info(client):
     client.get("/nowhere/at/all")
     text = client.get("/metrics").text
     assert 'ptv2_requests_total{route="/models/{task}",status="200"} 1.0' in text
+    assert 'ptv2_task_requests_total{task="mood"} 1.0' in text
+    assert "ptv2_batch_tokens_total 7.0" in text
+    assert "ptv2_prompt_bytes 0.0" not in text
     assert 'ptv2_requests_total{route="none",status="404"} 1.0' in text
     assert f"ptv2_tasks {len(CONFIGS)}.0" in text
     info = client.get("/info").json()

@@ -38,13 +38,14 @@ assert vectors.feature_extraction(text).shape[-1] == 16
 
 SERVER = """
 import sys
-import uvicorn
 from pathlib import Path
 from ptv2.cli import app
+from ptv2.serving import server
 
-run, counts = uvicorn.run, [0, 0]
+create_app, counts = server.create_app, [0, 0]
 
-def counted(application, **options):
+def counted(service, **options):
+    application = create_app(service, **options)
     async def outer(scope, receive, send):
         async def noted(message):
             await send(message)
@@ -54,9 +55,9 @@ def counted(application, **options):
                 Path(place).write_text(f"{counts[0]} {counts[1]}")
         counts[0] += scope["type"] == "http"
         await application(scope, receive, noted)
-    run(outer, **options)
+    return outer
 
-uvicorn.run = counted
+server.create_app = counted
 place = sys.argv.pop(1)
 app()
 """
@@ -88,14 +89,17 @@ def free_port():
 
 
 @pytest.fixture
-def server(prompts, tmp_path):
+def server(prompts, tmp_path, request):
     """The process and its address."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-c", SERVER, tmp_path / "counts", "serve", "--backbone"]
     command += [prompts.parent / "encoder", "--prompts", prompts, "--port", str(port)]
+    command += getattr(request, "param", ())
     paths = os.pathsep.join(filter(None, sys.path))
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths})
+    with (tmp_path / "log").open("wb") as log:
+        environment = os.environ | {"PYTHONPATH": paths}
+        process = subprocess.Popen(command, env=environment, stderr=log)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"{url}/health")
@@ -139,3 +143,32 @@ def test_clients_and_the_end(server, tmp_path):
     assert taken == done
     assert done >= len(answered)
     assert len(answered) < len(asked)
+
+
+def status(url):
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("server", [("--drain-seconds", "1.5", "--json-logs")], indirect=True)
+def test_an_end_that_is_announced(server, tmp_path):
+    """Health says so before connections are refused; a line of JSON for every request."""
+    process, url = server
+    assert ask(url) == (200, 20)
+    process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + 10
+    while status(f"{url}/health") == 200:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert status(f"{url}/health") == 503
+    assert ask(url) == (200, 20)  # whoever has not looked yet
+    assert process.wait(20) == -signal.SIGTERM
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()
+             if line.startswith("{")]  # fmt: skip
+    requests = [line for line in lines if line["message"] == "request"]
+    answered = [line for line in requests if line["route"] == "/models/{task}"]
+    assert [(line["status"], line["task"]) for line in answered] == [(200, "mood")] * 2
+    assert {line["status"] for line in requests if line["route"] == "/health"} == {200, 503}

@@ -1,11 +1,11 @@
 """text-embeddings-inference: /predict, /embed and /info under a task's path, /models/{task}."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 
 from ...version import __version__
-from ..http import Body, Texts, UpToFirstFault, answer, body_schema, read_body
+from ..http import Body, Texts, UpToFirstFault, answer, body_schema, read_body, require_kind
 from ..scores import label_scores
 from ..served import Served
 from ..service import Outcome, Service
@@ -17,6 +17,7 @@ class Predict(Body):
     inputs: str | Texts | Annotated[list[Texts], UpToFirstFault()]
     raw_scores: bool = False
     truncate: bool = True
+    truncation_direction: Literal["Right", "right"] = "right"
 
 
 class Embed(Body):
@@ -25,6 +26,7 @@ class Embed(Body):
     inputs: str | Texts
     normalize: bool = True
     truncate: bool = True
+    truncation_direction: Literal["Right", "right"] = "right"
 
 
 def router(service: Service) -> APIRouter:
@@ -35,12 +37,12 @@ def router(service: Service) -> APIRouter:
     async def predict(task: str, request: Request) -> Any:
         """The labels of a text or of a batch, each with its score, the best first."""
         body = await read_body(request, Predict)
-        _require_truncate(body.truncate)
         batch = not all(isinstance(text, str) for text in body.inputs)  # lists of texts
         rows = body.inputs if batch else [body.inputs]
         with service.bank.lease(task) as served:
-            _require_kind(served, "sequence-classification")
-            outcomes = await answer(service, request, served, [_row(row) for row in rows])
+            require_kind(served, "sequence-classification")
+            inputs = [_row(row) for row in rows]
+            outcomes = await answer(service, request, served, inputs, cut=body.truncate)
             reader = service.reader(served)
             function = "none" if body.raw_scores else None
             found = [label_scores(reader, outcome, function) for outcome in outcomes]
@@ -50,10 +52,9 @@ def router(service: Service) -> APIRouter:
     async def embed(task: str, request: Request) -> Any:
         """A vector for every text."""
         body = await read_body(request, Embed)
-        _require_truncate(body.truncate)
         rows = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         with service.bank.lease(task) as served:
-            outcomes = await embeddings(service, request, served, rows)
+            outcomes = await embeddings(service, request, served, rows, body.truncate)
             return vectors(outcomes, body.normalize)
 
     @routes.get("/models/{task}/info")
@@ -73,11 +74,11 @@ def router(service: Service) -> APIRouter:
 
 
 async def embeddings(
-    service: Service, request: Request, task: Served, texts: list[str]
+    service: Service, request: Request, task: Served, texts: list[str], cut: bool = True
 ) -> list[Outcome]:
     """The outcomes of texts, of a task that gives vectors."""
-    _require_kind(task, "feature-extraction")
-    return await answer(service, request, task, texts)
+    require_kind(task, "feature-extraction")
+    return await answer(service, request, task, texts, cut=cut)
 
 
 def vectors(outcomes: list[Outcome], normalize: bool) -> list[list[float]]:
@@ -95,13 +96,3 @@ def _row(row: Any) -> Any:
     if len(row) not in (1, 2):
         raise ValueError(f"inputs: expected a text or two, got {len(row)}")
     return row[0] if len(row) == 1 else tuple(row)
-
-
-def _require_truncate(truncate: bool) -> None:
-    if not truncate:
-        raise ValueError("truncate: long texts are always cut, expected true")
-
-
-def _require_kind(task: Served, kind: str) -> None:
-    if task.config.task != kind:
-        raise ValueError(f"task: expected {kind}, {task.name!r} is {task.config.task}")

@@ -1,6 +1,6 @@
 """Hugging Face Inference, as `huggingface_hub.InferenceClient` speaks it: POST /models/{task}."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -8,13 +8,21 @@ from ..http import Body, answer, body_schema, read_body
 from ..scores import entities, label_scores, words
 from ..served import Served
 from ..service import Service
+from .embeddings_inference import embeddings, vectors
 
 
 class Inputs(Body):
-    """A text, or what else the kind of task takes; or a list of them."""
+    """A text, or what else the kind of task takes; or a list of them.
+
+    How vectors are wanted is said beside the inputs, all else in the parameters.
+    """
 
     inputs: Any
     parameters: dict[str, Any] | None = None
+    normalize: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Literal["right", "Right"] | None = None
+    encoding_format: Literal["float"] | None = None
 
 
 def router(service: Service) -> APIRouter:
@@ -27,8 +35,12 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, Inputs)
         given = {key: x for key, x in (body.parameters or {}).items() if x is not None}
         with service.bank.lease(task) as served:
+            if served.config.task == "feature-extraction":
+                _require_none_left(given)
+                return await _features(service, request, served, body)
+            beside = body.model_dump(exclude={"inputs", "parameters"}, exclude_none=True)
             respond = _KINDS[served.config.task]
-            return await respond(service, request, served, body.inputs, given)
+            return await respond(service, request, served, body.inputs, given | beside)
 
     return routes
 
@@ -88,14 +100,11 @@ async def _choices(
     return outcome.answer
 
 
-async def _features(
-    service: Service, request: Request, task: Served, inputs: Any, given: dict[str, Any]
-) -> Any:
-    _require_none_left(given)
-    rows = inputs if isinstance(inputs, list) else [inputs]
-    outcomes = await answer(service, request, task, rows)
-    found = [outcome.answer["embedding"] for outcome in outcomes]
-    return found if isinstance(inputs, list) else found[0]
+async def _features(service: Service, request: Request, task: Served, body: Inputs) -> Any:
+    rows = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    outcomes = await embeddings(service, request, task, rows, cut=body.truncate is not False)
+    found = vectors(outcomes, normalize=body.normalize is True)
+    return found if isinstance(body.inputs, list) else found[0]
 
 
 _KINDS = {
@@ -103,7 +112,6 @@ _KINDS = {
     "token-classification": _tags,
     "question-answering": _answers,
     "multiple-choice": _choices,
-    "feature-extraction": _features,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from fastapi import APIRouter, Request
 
-from ..http import Body, Texts, answer, body_schema, read_body
+from ..http import Body, Texts, answer, body_schema, read_body, require_kind
 from ..scores import label_scores
 from ..service import Outcome, Service
 from .embeddings_inference import embeddings, vectors
@@ -20,6 +20,7 @@ class Embeddings(Body):
     model: str
     input: str | Texts
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
     user: str | None = None
 
 
@@ -49,6 +50,9 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, Embeddings)
         texts = [body.input] if isinstance(body.input, str) else body.input
         with service.bank.lease(body.model) as task:
+            own = service.model.geometry.hidden_size
+            if body.dimensions not in (None, own):
+                raise ValueError(f"dimensions: expected {own}, got {body.dimensions}")
             outcomes = await embeddings(service, request, task, texts)
         data = [
             {"object": "embedding", "index": index, "embedding": _encode(vector, body)}
@@ -62,8 +66,7 @@ def router(service: Service) -> APIRouter:
         body = await read_body(request, Classify)
         texts = [body.input] if isinstance(body.input, str) else body.input
         with service.bank.lease(body.model) as task:
-            if task.config.task != "sequence-classification":
-                raise ValueError(f"model: expected one of classes, {task.name!r} has none")
+            require_kind(task, "sequence-classification")
             outcomes = await answer(service, request, task, texts)
             reader = service.reader(task)
             data = []
