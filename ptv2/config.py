@@ -20,7 +20,7 @@ Pooling = Literal["mean", "first", "last"]
 Activation = Literal["tanh", "gelu"]
 
 _LABELLED = ("sequence-classification", "token-classification", "image-classification")
-_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def check_task_name(name: str) -> None:
     """Raise a ValueError unless name can name a task, a file and a module."""
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
         raise ValueError(
-            f"name: expected letters, digits, '-' and '_', a letter or digit first, got {name!r}"
+            "name: expected up to 200 letters, digits, '-' and '_', a letter or digit first, got "
+            f"{name!r}"
         )
 
 

@@ -13,48 +13,19 @@ import torch
 from fastapi.testclient import TestClient
 from transformers import AutoTokenizer
 
-from ptv2 import PromptConfig, PromptModel
+from ptv2 import PromptModel
 from ptv2.serving import Limits, Service
 from ptv2.serving.app import create_app
 from ptv2.serving.http import MAX_BODY
-from tests.encoder import save_encoder
+from tests.serving.work import CONFIGS, TEXT, make_work, new_service
 
-CONFIGS = {
-    "mood": PromptConfig("sequence-classification", ("bad", "good"), prompt_length=4),
-    "topics": PromptConfig(
-        "sequence-classification", ("a", "b", "c"), prompt_length=3, multi_label=True
-    ),
-    "stars": PromptConfig("sequence-classification", ("stars",), prompt_length=2),
-    "cities": PromptConfig("token-classification", ("O", "B-city", "I-city"), prompt_length=5),
-    "reader": PromptConfig("question-answering", prompt_length=2),
-    "choice": PromptConfig("multiple-choice", prompt_length=2),
-    "vectors": PromptConfig("feature-extraction", prompt_length=3),
-}
-TEXT = "a great film in rome"
 LONG_QUESTION = {"inputs": {"question": "film " * 27, "context": "a film " * 300}}
 """It leaves two tokens for a part of the context."""
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """An encoder, and a folder of prompts for it."""
-    folder = tmp_path_factory.mktemp("serve")
-    save_encoder(folder / "encoder")
-    torch.manual_seed(0)
-    model = PromptModel.from_pretrained(folder / "encoder")
-    for name, config in CONFIGS.items():
-        model.add_task(name, config)
-        for parameter in model.heads[name].parameters() if name in model.heads else ():
-            parameter.data = torch.randn_like(parameter)
-        model.save_task(name, folder / "prompts" / name)
-    return folder
-
-
-def new_service(work, **options):
-    service = Service(PromptModel.from_pretrained(work / "encoder"), **options)
-    for name in CONFIGS:
-        service.bank.load(work / "prompts" / name, name)
-    return service
+    return make_work(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture
