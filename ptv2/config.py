@@ -1,6 +1,7 @@
 """What a prompt is: its task, its size and how it is parametrised."""
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -180,8 +181,8 @@ def check_task_name(name: str) -> None:
     """Raise a ValueError unless name can name a task, a file and a module."""
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
         raise ValueError(
-            "name: expected up to 200 letters, digits, '-' and '_', a letter or digit first, got "
-            f"{name!r}"
+            "name: expected letters, digits, '-' and '_', at most 200, a letter or digit first, "
+            f"got {reprlib.repr(name)}"
         )
 
 
