@@ -9,9 +9,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -146,7 +146,7 @@ class Batcher:
         self._between = between
         self._changed = threading.Condition()
         self._queues: OrderedDict[str, deque[_Place]] = OrderedDict()  # the next task first
-        self._waiting = self._waiting_tokens = self._running = 0
+        self._waiting = self._waiting_tokens = self._reserved = 0
         self._tokens_per_second = 0.0
         self.done = Done()
         self._closed = False
@@ -182,20 +182,31 @@ class Batcher:
                 f"inputs: expected at most {self._limits.waiting} sequences, got {len(job.inputs)}"
             )
         with self._changed:
-            self.require_room(len(job.inputs), job.task.name)
+            self._require_room(len(job.inputs), job.task.name)
             queue = self._queues.setdefault(job.task.name, deque())
             queue.extend((job, place) for place in range(len(job.inputs)))
             self._waiting += len(job.inputs)
             self._waiting_tokens += sum(job.lengths)
             self._changed.notify()
 
-    def require_room(self, sequences: int, name: str) -> None:
-        """Raise what `submit` would raise for so many sequences of a task, before they are made.
+    @contextmanager
+    def reserved(self, sequences: int, name: str) -> Iterator[None]:
+        """Keep places for sequences of a task until they are made and submitted.
 
         Raises:
-            OverloadedError: too many are waiting.
+            OverloadedError: too many are waiting, or being made.
             UnavailableError: the thread is stopping, or dead.
         """
+        with self._changed:
+            self._require_room(sequences + self._reserved, name)
+            self._reserved += sequences
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= sequences
+
+    def _require_room(self, sequences: int, name: str) -> None:
         if self._error is not None:
             raise UnavailableError("the engine is dead")
         if self._closed:

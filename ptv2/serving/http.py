@@ -134,7 +134,8 @@ async def answer(
         ClientGoneError: it has left.
         EngineError: the forward failed.
     """
-    admitted = await service.off_loop(service.admit, task, inputs, options, cut)
+    with service.reserved(task, inputs):
+        admitted = await service.off_loop(service.admit, task, inputs, options, cut)
     answered = asyncio.wrap_future(admitted.job.future)
     gone = asyncio.ensure_future(_disconnected(request))
     try:

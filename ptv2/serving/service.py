@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,6 +125,18 @@ class Service:
         """
         return self._readers.reader(task.config, **options)
 
+    def reserved(self, task: Served, inputs: Sequence[Any]) -> AbstractContextManager[None]:
+        """Keep places for inputs while `admit` reads them.
+
+        Raises:
+            OverloadedError: too much is waiting.
+            UnavailableError: nothing is answered any more.
+            ValueError: there is no input, or more than `MAX_INPUTS`.
+        """
+        if not 0 < len(inputs) <= MAX_INPUTS:
+            raise ValueError(f"inputs: expected 1 to {MAX_INPUTS}, got {len(inputs)}")
+        return self.batcher.reserved(len(inputs), task.name)
+
     def admit(
         self,
         task: Served,
@@ -131,7 +144,7 @@ class Service:
         options: Mapping[str, Any] | None = None,
         cut: bool = True,
     ) -> "Admitted":
-        """Read inputs and queue them.
+        """Read inputs and queue them, under `reserved`.
 
         Args:
             task: as the bank lends it, until the answer is there.
@@ -150,7 +163,6 @@ class Service:
         if isinstance(reader, QuestionAnswering):
             reader = replace(reader, max_windows=MAX_WINDOWS)
         self._require_texts(inputs, reader)
-        self.batcher.require_room(len(inputs), task.name)
         with self._tokenizing:
             features = reader.prepare_inputs(inputs)
         sequences = [x for feature in features for x in reader.sequences(feature)]
@@ -166,7 +178,8 @@ class Service:
     ) -> list[Outcome]:
         """Answer inputs of a task by its name; raises as `Bank.lease` and `admit` do."""
         with self.bank.lease(name) as task:
-            admitted = self.admit(task, inputs, options)
+            with self.reserved(task, inputs):
+                admitted = self.admit(task, inputs, options)
             try:
                 return admitted.outcomes(admitted.job.future.result())
             finally:
@@ -196,8 +209,6 @@ class Service:
         """Raise a ValueError for texts that are too long to be read or that no tokenizer takes."""
         assert reader.max_length is not None
         most = _CHARACTERS_PER_TOKEN * reader.max_length
-        if not 0 < len(inputs) <= MAX_INPUTS:
-            raise ValueError(f"inputs: expected 1 to {MAX_INPUTS}, got {len(inputs)}")
         for text in _texts_in(inputs):
             if len(text) > most:
                 raise ValueError(

@@ -1,0 +1,193 @@
+"""What a server does with more than it can do: `ptv2 serve` under several times its capacity.
+
+    python benchmarks/bench_overload.py --data DATA --output overload.json
+
+Starts `ptv2 serve` with MiniLM and tasks of random weights, measures how many requests it answers
+in a second when 32 clients ask one after the other, and then sends it `--times` as many, at random
+moments and whether or not earlier ones are answered. Reports what was answered, how fast the rest
+was refused, and the server's memory. `DATA/sst2/dev.jsonl` has the texts; without --data a few
+examples are sent. Client and server share the machine.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.measure import provenance
+from ptv2 import PromptConfig, PromptModel
+from ptv2.demo import encoder_directory
+from ptv2.storage import write_json
+
+TASKS = 8
+CLIENTS = 32
+EXAMPLES = ["a fine film", "the plot is thin and the actors are bored , but it ends well"]
+
+
+class Client:
+    """A connection that asks one thing at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: bytes, task: int) -> int:
+        """The status of a request."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        head = (
+            f"POST /models/task{task} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in answer.splitlines()[1:] if line)
+        await reader.readexactly(int(fields[b"content-length"]))
+        return int(answer.split(b" ", 2)[1])
+
+
+Draw = Callable[[], tuple[bytes, int]]
+
+
+async def capacity(port: int, draw: Draw, seconds: float) -> float:
+    """Answers in a second for `CLIENTS` that always ask."""
+    done = 0
+    end = time.monotonic() + seconds
+
+    async def always() -> None:
+        nonlocal done
+        client = Client(port)
+        while time.monotonic() < end:
+            status = await client.ask(*draw())
+            done += status == 200
+
+    await asyncio.gather(*(always() for _ in range(CLIENTS)))
+    return done / seconds
+
+
+async def overload(
+    port: int, draw: Draw, rate: float, seconds: float
+) -> list[tuple[int, float, float]]:
+    """Status, seconds and time of the end of every request; they come at random moments."""
+    idle: list[Client] = []
+    found: list[tuple[int, float, float]] = []
+    begun = time.monotonic()
+
+    async def one(due: float) -> None:
+        client = idle.pop() if idle else Client(port)
+        status = await client.ask(*draw())
+        now = time.monotonic()
+        found.append((status, now - due, now - begun))
+        idle.append(client)
+
+    asked, due, moments = [], begun, random.Random(2)
+    while (due := due + moments.expovariate(rate)) < begun + seconds:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        asked.append(asyncio.create_task(one(max(due, time.monotonic()))))
+    await asyncio.gather(*asked)
+    return found
+
+
+@asynccontextmanager
+async def serving(folder: Path, waiting: int, threads: int) -> AsyncIterator[tuple[int, Any]]:
+    """A server's port and process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "ptv2", "serve", "--backbone", str(encoder_directory())]
+    command += ["--prompts", str(folder), "--port", str(port), "--max-waiting", str(waiting)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(command, env=environment)
+    try:
+        while True:
+            try:
+                await Client(port).ask(b"{}", 0)
+                break
+            except OSError:
+                if process.poll() is not None:
+                    raise SystemExit("the server has ended") from None
+                await asyncio.sleep(0.1)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+async def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    texts = EXAMPLES
+    if args.data:
+        lines = (args.data / "sst2" / "dev.jsonl").read_text().splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+    chosen = random.Random(1)
+
+    def draw() -> tuple[bytes, int]:
+        return json.dumps({"inputs": chosen.choice(texts)}).encode(), chosen.randrange(TASKS)
+
+    async with serving(folder, args.waiting, args.threads) as (port, process):
+        await capacity(port, draw, args.seconds / 4)  # warm
+        able = await capacity(port, draw, args.seconds)
+        print(f"capacity: {able:.0f} answers a second", flush=True)
+        before = process.memory_info().rss
+        found = await overload(port, draw, args.times * able, args.seconds)
+        memory = [before, process.memory_info().rss]
+        again = await overload(port, draw, args.times * able, args.seconds)
+        memory.append(process.memory_info().rss)
+        after = await capacity(port, draw, args.seconds)
+    everything = found + again
+    # of the time in which new requests came
+    answered = [x for x in everything if x[0] == 200 and x[2] <= args.seconds]
+    refused = sorted(x[1] for x in everything if x[0] == 429)
+    return {
+        "capacity": able,
+        "capacity_afterwards": after,
+        "sent_per_second": len(everything) / args.seconds / 2,
+        "goodput": len(answered) / args.seconds / 2 / able,
+        "statuses": {
+            str(s): sum(x[0] == s for x in everything) for s in {x[0] for x in everything}
+        },
+        "refused_ms": {q: 1e3 * quantile(refused, q) for q in (0.5, 0.99)},
+        "memory_mb": [round(x / 2**20, 1) for x in memory],
+    }
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--times", type=float, default=5, help="the capacity")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--waiting", type=int, default=256, help="the server's --max-waiting")
+    parser.add_argument("--threads", type=int, default=1, help="of the server")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    model = PromptModel.from_pretrained(encoder_directory())
+    with tempfile.TemporaryDirectory() as name:
+        for place in range(TASKS):
+            task = f"task{place}"
+            model.add_task(task, PromptConfig("sequence-classification", ("a", "b"), 20))
+            model.save_task(task, Path(name) / task)
+        result = asyncio.run(bench(args, Path(name)))
+    settings = {key: x for key, x in vars(args).items() if key not in ("data", "output")}
+    write_json(args.output, {**provenance(torch.device("cpu")), **settings, **result})
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
