@@ -31,12 +31,8 @@ class TensorSpec(NamedTuple):
     def config(self) -> dict[str, Any]:
         """As Triton's model configuration has it."""
         data_type = "TYPE_STRING" if self.datatype == "BYTES" else f"TYPE_{self.datatype}"
-        return {
-            "name": self.name,
-            "data_type": data_type,
-            "dims": self.shape,
-            "optional": self.optional,
-        }
+        found = {"name": self.name, "data_type": data_type, "dims": self.shape}
+        return found | ({"optional": True} if self.optional else {})
 
 
 class Signature(NamedTuple):
