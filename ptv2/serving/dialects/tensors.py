@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..http import MAX_BODY, Body, Texts, UpToFirstFault
-from ..service import MAX_INPUTS
+from ..service import MAX_CHOICES
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 """How many bytes of a body are JSON, if binary data follows."""
-MAX_ELEMENTS = 8 * MAX_INPUTS
-"""Of an input."""
+MAX_ELEMENTS = MAX_CHOICES
+"""Of an input; no kind of task takes more."""
 _LENGTH = struct.Struct("<I")
 """Before every element of BYTES."""
 _DATATYPES = {"f": "FP32", "i": "INT64", "O": "BYTES"}
