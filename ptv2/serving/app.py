@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..config import check_task_name
 from ..version import __version__
-from .dialects import embeddings_inference, hugging_face, openai
+from .dialects import embeddings_inference, hugging_face, open_inference, openai
 from .http import BodyLimit, EngineError, UnauthorizedError, error_response, require_key
 from .metrics import Measured, Metrics
 from .service import Service
@@ -50,7 +50,7 @@ def create_app(
     async def authorized(request: Request) -> None:
         require_key(request, key)
 
-    for dialect in (hugging_face, embeddings_inference, openai):
+    for dialect in (hugging_face, embeddings_inference, openai, open_inference):
         app.include_router(dialect.router(service), dependencies=[Depends(authorized)])
     _add_health(app, service, metrics, [Depends(authorized)])
     if admin_key is not None and prompts is not None:
@@ -68,6 +68,8 @@ async def _report(_: Request, error: Exception) -> JSONResponse:
 
 
 def _add_health(app: FastAPI, service: Service, metrics: Metrics, guarded: list[Any]) -> None:
+    app.include_router(open_inference.health(service))
+
     @app.get("/health", tags=["health"])
     async def health() -> Any:
         """200 while new requests are welcome, else 503."""
@@ -101,6 +103,7 @@ def _add_administration(app: FastAPI, service: Service, prompts: Path, admin_key
         require_key(request, admin_key)
 
     guarded = [Depends(authorized)]
+    app.include_router(open_inference.administration(service, prompts), dependencies=guarded)
 
     @app.put("/admin/tasks/{name}", tags=["administration"], dependencies=guarded)
     async def load(name: str) -> Any:

@@ -94,20 +94,32 @@ def error_response(error: Exception) -> JSONResponse:
 
 
 async def read_body(request: Request, kind: type[Parsed]) -> Parsed:
-    """Parse a body, strictly: no NaN, no lone surrogates, no unknown field, no deep nesting.
+    """Read a body and parse it; raises as `read_bytes` and `parse` do."""
+    return parse(await read_bytes(request), kind)
+
+
+async def read_bytes(request: Request) -> bytes:
+    """Read a body.
 
     Raises:
         ClientGoneError: the client left before the end of it.
         SlowBodyError: it did not come in time.
-        ValueError: it is not of the kind; the message does not repeat it.
     """
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            body = await request.body()
+            return await request.body()
     except TimeoutError:
         raise SlowBodyError(f"body: expected all of it within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
         raise ClientGoneError("the client is gone") from None
+
+
+def parse(body: bytes, kind: type[Parsed]) -> Parsed:
+    """Parse JSON, strictly: no NaN, no lone surrogates, no unknown field, no deep nesting.
+
+    Raises:
+        ValueError: it is not of the kind; the message does not repeat it.
+    """
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -215,5 +227,18 @@ def require_kind(task: Served, kind: str) -> None:
 
 def body_schema(kind: type[Body]) -> dict[str, Any]:
     """The body in the OpenAPI description of a route that reads it itself."""
-    schema = {"application/json": {"schema": kind.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": schema}}
+    schema = kind.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with what it refers to in place, as it becomes a part of a larger one."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(part, definitions) for key, part in schema.items()}

@@ -27,6 +27,10 @@ MAX_INPUTS = 128
 """Of one request; more come in several."""
 MAX_WINDOWS = 256
 """Of the contexts of one request."""
+MAX_CHOICES = 8 * MAX_INPUTS
+"""Of the questions of one request."""
+MAX_REPEATED = 2**21
+"""Characters of the questions of one request, as a tokenizer reads them once for every choice."""
 _THREADS = 4
 """For texts and answers: tokenising is one thing at a time."""
 _CHARACTERS_PER_TOKEN = 250
@@ -209,6 +213,7 @@ class Service:
         """Raise a ValueError for texts that are too long to be read or that no tokenizer takes."""
         assert reader.max_length is not None
         most = _CHARACTERS_PER_TOKEN * reader.max_length
+        _require_choices(inputs)
         for text in _texts_in(inputs):
             if len(text) > most:
                 raise ValueError(
@@ -245,6 +250,19 @@ class Admitted:
             found.append(Outcome(answer, own, features, sum(lengths)))
             start = end
         return found
+
+
+def _require_choices(inputs: Sequence[Any]) -> None:
+    """Raise a ValueError for too many choices, or for questions too long for so many."""
+    rows = [row for row in inputs if isinstance(row, list | tuple) and len(row) == 2]
+    pairs = [(a, b) for a, b in rows if isinstance(a, str) and isinstance(b, list | tuple)]
+    choices = sum(len(own) for _, own in pairs)
+    repeated = sum(len(question) * len(own) for question, own in pairs)
+    if choices > MAX_CHOICES or repeated > MAX_REPEATED:
+        raise ValueError(
+            f"inputs: expected at most {MAX_CHOICES} choices and {MAX_REPEATED} characters of "
+            f"questions, each counted for every choice, got {choices} and {repeated}"
+        )
 
 
 def _texts_in(value: Any) -> list[str]:
