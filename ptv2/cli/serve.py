@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..assets import is_asset
+from ..assets import saved_prompts
 from ..memory import parse_bytes
 from ..model import PromptModel
 from ..serving import Limits, Service
@@ -36,9 +36,7 @@ def serve(
     loaded and unloaded under /admin.
     """
     app, run = _application()
-    names = sorted(place.name for place in _folders(prompts) if is_asset(place))
-    if not names:
-        raise FileNotFoundError(f"prompts: expected a saved prompt in a folder of {prompts}")
+    names = saved_prompts(prompts)
     model = PromptModel.from_pretrained(backbone)
     service = Service(
         model,
@@ -61,9 +59,3 @@ def _application() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError(f"serve needs {error.name}: pip install 'ptv2[serve]'") from None
     return create_app, uvicorn.run
-
-
-def _folders(prompts: Path) -> list[Path]:
-    if not prompts.is_dir():
-        raise FileNotFoundError(f"prompts: there is no directory {prompts}")
-    return [place for place in prompts.iterdir() if place.is_dir()]
