@@ -3,13 +3,12 @@
     python examples/ray_data.py --backbone bert-base-uncased --prompt prompts/mood \
         --data texts.jsonl --output answers --actors 2
 
-Every row keeps its columns and gets those of the answer; the output is Parquet. With --gpus 1 each
+Every row keeps its columns and gets one more, "answer"; the output is Parquet. With --gpus 1 each
 actor has a GPU.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import ray
@@ -30,11 +29,11 @@ class Answers:
         self._column = column
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        answers = self._predictor.predict([(self._task, row[self._column]) for row in rows])
-        return pyarrow.Table.from_pylist(
-            [row | answer for row, answer in zip(rows, answers, strict=True)]
-        )
+        if "answer" in batch.column_names:
+            raise ValueError("data: expected no column called answer, which is what is added")
+        inputs = batch[self._column].to_pylist()
+        answers = self._predictor.predict([(self._task, x) for x in inputs])
+        return batch.append_column("answer", pyarrow.array(answers))
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Arguments(BaseModel):
     prompt_memory: ByteSize = ByteSize(BUDGET)
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
     """The `user_config`: the folder of every task that is served."""
 
     model_config = ConfigDict(extra="forbid")
@@ -95,7 +95,7 @@ class Replica:
             FileNotFoundError: there is no saved prompt in a folder.
             ValueError: a prompt is corrupt, or is not for the backbone.
         """
-        folders = _Config.model_validate(config).tasks
+        folders = Config.model_validate(config).tasks
         bank = self._service.bank
         changed = [name for name in folders if folders[name] != self._folders.get(name)]
         read = [bank.read(self._place(folders[name]), name) for name in changed]
@@ -164,9 +164,11 @@ def load(
         timeout: seconds until all replicas that take requests have it.
 
     Raises:
+        FileNotFoundError: there is no saved prompt in the folder.
         TimeoutError: they have it not; Ray goes on.
-        ValueError: the folder is served by this name already, the prompt is not the same on all
-            machines, or the application is none that `serve deploy` made.
+        ValueError: the folder is served by this name already, the prompt is corrupt, not for the
+            backbone or not the same on all machines, or the application is none that
+            `serve deploy` made and that is running.
     """
     folder = name if folder is None else folder
     check_task_name(name)
@@ -200,7 +202,7 @@ def unload(
     Raises:
         TimeoutError: some replicas still admit them; Ray goes on.
         UnknownTaskError: it is not served.
-        ValueError: the application is none that `serve deploy` made.
+        ValueError: the application is none that `serve deploy` made and that is running.
     """
 
     def remove(tasks: Mapping[str, str]) -> dict[str, str]:
@@ -231,8 +233,14 @@ def _change(
             f"application: expected one that `serve deploy` made, got {application!r}; these are: "
             f"{', '.join(configs) or 'none'}"
         )
-    running = details["applications"][application]["deployments"][DEPLOYMENT]
-    tasks = edit(running["deployment_config"]["user_config"]["tasks"])
+    now = details["applications"][application]
+    if now["status"] != "RUNNING":
+        raise ValueError(
+            f"application: expected {application!r} to be RUNNING, got {now['status']}: "
+            f"{now['message']}"
+        )
+    running = now["deployments"][DEPLOYMENT]["deployment_config"]
+    tasks = edit(running["user_config"]["tasks"])
     deployments = configs[application].setdefault("deployments", [])
     if DEPLOYMENT not in [x["name"] for x in deployments]:
         deployments.append({"name": DEPLOYMENT})
@@ -252,8 +260,8 @@ def _wait_for(tasks: Mapping[str, str], application: str, timeout: float) -> Non
             found = handle.broadcast("tasks").results(timeout_s=10)
         except (RayError, RayServeException, TimeoutError):
             found = []  # a replica ends or begins
-        if found and all(x == tasks for x in found):
-            if serve.status().applications[application].status == "RUNNING":
-                return
+        running = serve.status().applications[application].status == "RUNNING"
+        if running and found and all(x == tasks for x in found):
+            return
         time.sleep(0.2)
     raise TimeoutError(f"timeout: not all replicas serve {dict(tasks)} within {timeout} s")

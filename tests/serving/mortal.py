@@ -18,4 +18,5 @@ def _exits(*_: Any) -> Any:
 
 
 def build(arguments: Arguments) -> serve.Application:
-    return PTV2.options(func_or_class=serve.ingress()(Mortal)).bind(arguments)
+    config = {"tasks": {"mood": "mood-1"}}
+    return PTV2.options(serve.ingress()(Mortal), user_config=config).bind(arguments)

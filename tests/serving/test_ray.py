@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -110,15 +109,143 @@ def test_arguments(work):
         ray_app.Arguments(**arguments(work), bakbone="x")
 
 
+class Cluster:
+    """Ray on this machine, with examples/ray_serve.yaml for an encoder, and one that can die."""
+
+    def __init__(self, work, temporary):
+        address = ray.init(
+            num_cpus=4,
+            include_dashboard=True,
+            dashboard_port=free_port(),
+            log_to_driver=False,
+            _temp_dir=temporary,
+        )
+        config = yaml.safe_load((ROOT / "examples" / "ray_serve.yaml").read_text())
+        ray.serve.schema.ServeDeploySchema.model_validate(config)
+        config["http_options"]["port"] = port = free_port()
+        (application,) = config["applications"]
+        application["args"] = arguments(work)
+        application["deployments"][0]["user_config"] = {"tasks": {"mood": "mood-1"}}
+        mortal = {"import_path": "tests.serving.mortal:build", "args": arguments(work)}
+        config["applications"].append({"name": "mortal", "route_prefix": "/mortal", **mortal})
+        self.url = f"http://127.0.0.1:{port}"
+        self.dashboard = f"http://{address.dashboard_url}"
+        self._client = ray_app.ServeSubmissionClient(self.dashboard)
+        self._client.deploy_applications(config)
+        wait_until(lambda: [x["status"] for x in self.applications().values()] == ["RUNNING"] * 2)
+
+    def applications(self):
+        return self._client.get_serve_details()["applications"]
+
+    def processes(self, application="default"):
+        """Of the replicas that run."""
+        replicas = self.applications()[application]["deployments"]["PTV2"]["replicas"]
+        return {x["pid"] for x in replicas if x["state"] == "RUNNING"}
+
+    def ask(self, task, application=""):
+        """The score of the best class, or the status of a refusal; other failures raise."""
+        body = json.dumps({"inputs": TEXT}).encode()
+        try:
+            with urllib.request.urlopen(f"{self.url}{application}/models/{task}", body) as got:
+                return json.load(got)[0][0]["score"]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def insist(self, task):
+        """As `ask`, again until the server does not fail."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                found = self.ask(task)
+            except (urllib.error.URLError, ConnectionError):
+                found = 503
+            if found < 500:
+                return found
+            time.sleep(0.05)
+        raise TimeoutError
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def cluster(work):
-    """A cluster with examples/ray_serve.yaml for this encoder, and a deployment that can die."""
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", temporary)  # where Ray leaves the key that its processes show
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "kernels"), str(ROOT)]))
-        temporary = tempfile.mkdtemp(prefix="ray")  # short: it holds the names of sockets
-        port = probe.getsockname()[1]
-    ...
+        try:
+            yield Cluster(work, temporary)
+            ray.serve.shutdown()
+        finally:
+            ray.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_what_is_loaded_and_unloaded_reaches_all_replicas(cluster, scores):
+    at = {"dashboard": cluster.dashboard}
+    before = cluster.processes()
+    assert len(before) == 2
+    assert cluster.ask("late") == 404
+    ray_app.load("late", **at)
+    assert [cluster.ask("late") for _ in range(20)] == [scores["late"]] * 20
+    ray_app.load("mood", "mood-2", **at)
+    assert [cluster.ask("mood") for _ in range(20)] == [scores["mood-2"]] * 20
+    ray_app.unload("late", **at)
+    assert [cluster.ask("late") for _ in range(20)] == [404] * 20
+    ray_app.load("mood", "mood-1", **at)
+
+    with pytest.raises(ValueError, match="expected another one than 'mood-1'"):
+        ray_app.load("mood", "mood-1", **at)
+    with pytest.raises(FileNotFoundError, match="expected prompt_config"):
+        ray_app.load("mood", "empty", **at)
+    with pytest.raises(UnknownTaskError, match="'late' is not served"):
+        ray_app.unload("late", **at)
+    with pytest.raises(ValueError, match="application: expected one that"):
+        ray_app.load("late", application="other", **at)
+    assert cluster.ask("mood") == scores["mood-1"]
+    assert cluster.processes() == before
+
+
+def test_a_replica_that_is_killed_under_load(cluster, scores):
+    at = {"dashboard": cluster.dashboard}
+    ray_app.load("late", **at)
+    before = cluster.processes()
+    killed = min(before)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(cluster.insist, ("mood", "late")[i % 2]) for i in range(400)]
+        asked[40].result()
+        os.kill(killed, signal.SIGKILL)
+        found = [one.result() for one in asked]
+    assert found[::2] == [scores["mood-1"]] * 200
+    assert found[1::2] == [scores["late"]] * 200
+
+    wait_until(lambda: len(cluster.processes()) == 2 and killed not in cluster.processes())
+    handle = ray.serve.get_app_handle("default")
+    tasks = {"mood": "mood-1", "late": "late"}
+    wait_until(lambda: handle.broadcast("tasks").results() == [tasks, tasks])
+    assert [cluster.ask("late") for _ in range(20)] == [scores["late"]] * 20
+
+
+def test_a_replica_whose_engine_dies_is_replaced(cluster, scores):
+    before = cluster.processes("mortal")
+    ray_app.load("late", application="mortal", dashboard=cluster.dashboard)
+    assert cluster.ask("late", "/mortal") == scores["late"]
+    assert cluster.processes("mortal") == before
+    ray.serve.get_app_handle("mortal").die.remote().result()
+    assert cluster.ask("late", "/mortal") == 503
+    wait_until(lambda: cluster.processes("mortal") - before)
+    assert cluster.ask("late", "/mortal") == scores["late"]
+    assert cluster.ask("mood", "/mortal") == scores["mood-1"]
