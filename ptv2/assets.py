@@ -206,6 +206,20 @@ def is_asset(directory: str | os.PathLike[str]) -> bool:
     return storage.holds(Path(directory), CONFIG)
 
 
+def saved_prompts(directory: Path) -> list[str]:
+    """The names of the folders in a directory that hold a saved prompt, in order.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or no saved prompt in it.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"prompts: there is no directory {directory}")
+    names = sorted(x.name for x in directory.iterdir() if x.is_dir() and is_asset(x))
+    if not names:
+        raise FileNotFoundError(f"prompts: expected a saved prompt in a folder of {directory}")
+    return names
+
+
 def _read_tensors(
     place: Path, data: bytes, sums: Mapping[str, str], shapes: Mapping[str, Any]
 ) -> dict[str, Tensor]:

@@ -5,16 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from ..assets import is_asset
+from ..assets import saved_prompts
 from ..memory import parse_bytes
-from ..model import PromptModel
 from ..serving import Limits, Service
+from ..serving.backbone import load_backbone
 from .options import Device, MaxLength, chosen_device, option, reports_errors
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEY, ADMIN_KEY = "PTV2_KEY", "PTV2_ADMIN_KEY"
 
 
@@ -50,14 +48,8 @@ def serve(
     loaded and unloaded under /admin.
     """
     run = _server()
-    names = sorted(place.name for place in _folders(prompts) if is_asset(place))
-    if not names:
-        raise FileNotFoundError(f"prompts: expected a saved prompt in a folder of {prompts}")
-    place = chosen_device(device)
-    kind = dtype or ("bf16" if place.type == "cuda" else "fp32")
-    if kind not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {kind!r}")
-    model = PromptModel.from_pretrained(backbone, dtype=DTYPES[kind]).to(place)
+    names = saved_prompts(prompts)
+    model = load_backbone(backbone, chosen_device(device), dtype)
     service = Service(
         model,
         budget=parse_bytes(prompt_memory),
@@ -86,9 +78,3 @@ def _server() -> Callable[..., None]:
     except ImportError as error:
         raise ImportError(f"serve needs {error.name}: pip install 'ptv2[serve]'") from None
     return run
-
-
-def _folders(prompts: Path) -> list[Path]:
-    if not prompts.is_dir():
-        raise FileNotFoundError(f"prompts: there is no directory {prompts}")
-    return [place for place in prompts.iterdir() if place.is_dir()]

@@ -43,7 +43,14 @@ class Bank:
         self._retired: list[Served] = []
 
     def load(self, directory: str | PathLike[str], name: str | None = None) -> Served:
-        """Read a saved task and make it the current version of its name.
+        """Make a saved task the current version of its name; arguments and errors are `read`'s.
+
+        With an error, what was served before still is.
+        """
+        return self.publish(self.read(directory, name))
+
+    def read(self, directory: str | PathLike[str], name: str | None = None) -> Served:
+        """Read a saved task, without serving it.
 
         Args:
             name: to serve it under. None: the one it was saved under.
@@ -51,14 +58,16 @@ class Bank:
         Raises:
             FileNotFoundError: there is no saved task.
             ValueError: it is corrupt, was trained on another backbone, is no prompt in the layers
-                or more than there is memory for. What was served before still is.
+                or more than there is memory for.
         """
         asset = read_asset(directory)
         name = asset.name if name is None else name
         check_task_name(name)
         self._model.identity.require_same(asset.backbone, f"directory: the prompt in {directory}")
         require_task_of_backbone(self._model.backbone, asset.config)
-        return self.publish(_served(self._model, name, asset))
+        task = _served(self._model, name, asset)
+        self._check(task)
+        return task
 
     def publish(self, task: Served) -> Served:
         """Make a task the current version of its name, with the next number.
