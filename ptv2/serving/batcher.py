@@ -164,8 +164,11 @@ class Batcher:
         """Sequences that no batch has taken yet."""
         return self._waiting
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, kept: int = 0) -> None:
         """Queue a job's sequences.
+
+        Args:
+            kept: how many places `reserved` keeps for them.
 
         Raises:
             OverloadedError: too many are waiting.
@@ -182,7 +185,7 @@ class Batcher:
                 f"inputs: expected at most {self._limits.waiting} sequences, got {len(job.inputs)}"
             )
         with self._changed:
-            self._require_room(len(job.inputs), job.task.name)
+            self._require_room(max(0, len(job.inputs) - kept), job.task.name)
             queue = self._queues.setdefault(job.task.name, deque())
             queue.extend((job, place) for place in range(len(job.inputs)))
             self._waiting += len(job.inputs)
@@ -198,7 +201,7 @@ class Batcher:
             UnavailableError: the thread is stopping, or dead.
         """
         with self._changed:
-            self._require_room(sequences + self._reserved, name)
+            self._require_room(sequences, name)
             self._reserved += sequences
         try:
             yield
@@ -211,9 +214,9 @@ class Batcher:
             raise UnavailableError("the engine is dead")
         if self._closed:
             raise UnavailableError("the engine is stopping")
-        free = self._limits.waiting - self._waiting
+        free = self._limits.waiting - self._waiting - self._reserved
         own = len(self._queues.get(name, ()))
-        if sequences > free or own + sequences > _SHARE * free:
+        if sequences and (sequences > free or own + sequences > _SHARE * free):
             speed = self._tokens_per_second
             wait = self._waiting_tokens / speed if speed else 1.0
             raise OverloadedError(min(wait, _LONGEST_WAIT))

@@ -174,7 +174,7 @@ class Service:
         if not cut and longest == reader.max_length:
             raise ValueError(f"inputs: expected texts of fewer than {longest} tokens")
         job = Job(task, sequences, deadline)
-        self.batcher.submit(job)
+        self.batcher.submit(job, kept=len(inputs))
         return Admitted(reader, features, job)
 
     def answer(

@@ -299,3 +299,23 @@ def test_one_task_cannot_take_all_places():
     assert batcher.waiting == 90
     machine.go.set()
     assert batcher.close(5)
+
+
+def test_places_are_kept_while_sequences_are_made():
+    machine = Machine(paused=True)
+    batcher = busy_batcher(machine, Limits(waiting=3))
+    with batcher.reserved(2, "a"):
+        with pytest.raises(OverloadedError), batcher.reserved(2, "b"):
+            pass
+        with pytest.raises(OverloadedError):
+            batcher.submit(Job(served("b"), texts(1, 1)))
+        batcher.submit(Job(served("b"), texts(1)))
+        with pytest.raises(OverloadedError):
+            batcher.submit(Job(served("a"), texts(1, 1, 1)), kept=2)
+        batcher.submit(kept := Job(served("a"), texts(1, 1)), kept=2)
+    assert batcher.waiting == 3
+    machine.go.set()
+    assert batcher.close(5)
+    assert answers(kept) == [1, 1]
+    with pytest.raises(UnavailableError), batcher.reserved(1, "a"):
+        pass
