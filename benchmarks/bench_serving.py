@@ -54,7 +54,9 @@ TEXTS = (
     "neither the story nor its people are worth the two hours that they take",
     "the camera finds more to love in this town than the script ever does",
 )
-QUICK = {"seconds": 2.0, "fewest": 50, "rounds": 1, "points": 4, "memory_tasks": [10, 100]}
+QUICK = {
+    "seconds": 1.5, "fewest": 30, "rounds": 1, "points": 3, "memory_tasks": [10, 32], "many": 200,
+}  # fmt: skip
 COMPARED = 48
 """Requests whose answers are compared."""
 
@@ -77,11 +79,11 @@ def options() -> argparse.Namespace:
     add("--batch-tokens", type=int, default=16384, help="of a batch at most")
     add("--memory", type=float, default=4.0, help="GiB that copies of the encoder may take")
     add("--bound", type=float, help="ms for the 99th percentile; 500 on a CPU, 50 on a GPU")
-    add("--first-rate", type=float, default=20.0, help="requests a second to begin with")
+    add("--first-rate", type=float, default=40.0, help="requests a second to begin with")
     add("--seconds", type=float, default=4.0, help="of a measurement")
-    add("--fewest", type=int, default=100, help="requests of a measurement")
+    add("--fewest", type=int, default=60, help="requests of a measurement")
     add("--rounds", type=int, default=3)
-    add("--points", type=int, default=6, help="rates for the latencies")
+    add("--points", type=int, default=5, help="rates for the latencies")
     add("--memory-tasks", nargs="+", type=int, default=[10, 32, 100, 1000])
     add("--many", type=int, default=MANY, help="tasks of the batches with many")
     add("--seed", type=int, default=0)
@@ -118,7 +120,12 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     Path(setup.texts).write_text(json.dumps(texts))
     results: dict[str, Any] = {
         "machine": machine(),
-        "settings": {"data": str(args.data), **asdict(setup), **asdict(load)},
+        "settings": {
+            **asdict(setup),
+            **asdict(load),
+            "encoder": "MiniLM" if args.encoder is None else args.encoder.name,
+            "texts": "built in" if args.data is None else "sst2/dev.jsonl",
+        },
         "tokens of a text": sum(map(len, texts)) / len(texts),
         "left out": {},
         "versions": {},

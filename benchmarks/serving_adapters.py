@@ -6,7 +6,7 @@ Runs in the environment that `adapters_environment.sh` makes, without ptv2.
 from collections.abc import Iterator, Sequence
 
 import torch
-from adapters import AutoAdapterModel, PrefixTuningConfig
+from adapters import AdapterSetup, AutoAdapterModel, PrefixTuningConfig
 from adapters.composition import BatchSplit, Stack
 from serving_load import Logits, Request, Worker, all_answers, by_task
 from serving_setup import Setup, flat, padded
@@ -70,8 +70,8 @@ class Adapters:
         names = [f"task-{task}" for task in groups]
         sizes = [len(places) for places in groups.values()]
         split = BatchSplit(*names, batch_sizes=sizes) if len(names) > 1 else Stack(*names)
-        self._model.base_model.set_active_adapters(split)
-        pooled = self._model.base_model(**inputs).pooler_output.split(sizes)
+        with AdapterSetup(split):
+            pooled = self._model.base_model(**inputs).pooler_output.split(sizes)
         heads = (self._model.heads[name] for name in names)
         logits = [head((x,), x)[0] for head, x in zip(heads, pooled, strict=True)]
         yield order, [row for part in logits for row in part.tolist()]

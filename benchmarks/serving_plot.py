@@ -28,9 +28,11 @@ def table(results: dict[str, Any]) -> str:
     lines.append(f"requests a second with a 99th percentile of at most {bound * 1000:.0f} ms")
     own = found["highest rate"].get("ptv2")
     for name, rate in found["highest rate"].items():
-        ratio = f", ptv2 has {own / rate:.2f} times as many" if own and rate else ""
+        ratio = (
+            f", ptv2 has {own / rate:.2f} times as many" if own and rate and name != "ptv2" else ""
+        )
         lines.append(f"  {name:<10}{rate:>8.1f}{ratio}")
-    lines.append("memory for tasks, MiB: tensors of all tasks, growth of the process")
+    lines.append("memory, MiB: tensors of all tasks, growth of the process from one task on")
     for row in results["memory"]:
         told = row.get("refused") or (
             f"{row['tasks'] * row['bytes of a task'] / 2**20:>8.1f}"

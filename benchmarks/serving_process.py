@@ -5,10 +5,12 @@
 A command is a line of JSON, and so is its answer.
 """
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
@@ -36,7 +38,7 @@ class Process:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self.name = name
         self._process = subprocess.Popen(
-            [python, __file__, name, setup],
+            [python, "-W", "ignore::FutureWarning", __file__, name, setup],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
@@ -92,6 +94,8 @@ class Commands:
             self._system.answers(
                 [Request((first + i) % tasks, text) for i, text in enumerate(texts)]
             )
+        with suppress(OSError, AttributeError):  # another C library than GNU's
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory is not the process's any more
         on_gpu = torch.cuda.is_available()
         return {
             "tasks": tasks,

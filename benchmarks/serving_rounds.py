@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf, isnan
 from statistics import median
 from typing import Any
 
@@ -75,7 +76,8 @@ def compare_answers(processes: dict[str, Process], count: int, seed: int) -> dic
 def _gap(some: list[list[float]], others: list[list[float]]) -> float:
     """The largest difference of two systems' logits; what one has more is no label's."""
     rows = zip(some, others, strict=True)
-    return max(abs(x - y) for row in rows for x, y in zip(*row, strict=False))
+    gaps = [abs(x - y) for row in rows for x, y in zip(*row, strict=False)]
+    return max(gaps, key=lambda gap: inf if isnan(gap) else gap)
 
 
 def measure_load(processes: dict[str, Process], load: Load, seed: int) -> dict[str, Any]:
@@ -149,9 +151,8 @@ def _spread(highest: Sequence[float], count: int) -> list[float]:
 def measure_memory(pythons: dict[str, str], setup: Setup, counts: Sequence[int]) -> list[Point]:
     """What every system takes by the number of tasks, beyond what it takes with one."""
     rows: list[Point] = []
-    for name, python in pythons.items():
-        with running({name: python}, setup) as processes:
-            process = processes[name]
+    with running(pythons, setup) as processes:
+        for name, process in processes.items():
             process.call("start", tasks=0)
             one = process.call("memory", tasks=1)
             for tasks in counts:
