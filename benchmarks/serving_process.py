@@ -106,7 +106,7 @@ class Commands:
         }
 
     def answers(self, count: int, seed: int) -> dict[str, Any]:
-        """The logits of some requests, as one batch and each alone."""
+        """The logits of some requests, in mixed batches and each alone."""
         requests, _ = self._draw(count, seed)
         return {
             "requests": requests,

@@ -1,7 +1,7 @@
-"""The systems of `bench_serving.py` that run beside ptv2: itself, PEFT, and copies of the encoder.
+"""The systems of `bench_serving.py` in this environment: ptv2, PEFT, and copies of the encoder.
 
 Each is made from a `Setup`, without a task; `grow` adds tasks, and `answers` gives the logits of
-requests that are one batch. Beside that it is a `System`.
+requests that are there at once. Beside that it is a `System`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
