@@ -63,13 +63,21 @@ class Job:
     def __post_init__(self) -> None:
         self.lengths = [len(x["input_ids"]) for x in self.inputs]
         self._found: dict[int, Tensor] = {}
+        self._told = False
 
     def give(self, place: int, logits: Tensor) -> None:
         """The logits of a sequence; with the last of them the future is done."""
         self._found[place] = logits
-        if len(self._found) == len(self.inputs):
+        if not self.ended() and len(self._found) == len(self.inputs):
             with suppress(InvalidStateError):  # it may be cancelled right now
                 self.future.set_result([self._found[i] for i in range(len(self.inputs))])
+
+    def ended(self) -> bool:
+        """Whether the future is done; who waits for a cancelled one with others hears of it."""
+        if self.future.cancelled() and not self._told:
+            self._told = True
+            self.future.set_running_or_notify_cancel()
+        return self.future.done()
 
     def fail(self, error: BaseException) -> None:
         """End the job with an error, if it has not ended."""
@@ -300,7 +308,7 @@ class Batcher:
             for job, place in queue:
                 if job.deadline < now:
                     job.fail(DeadlineError("the deadline is over"))
-                if job.future.done():
+                if job.ended():
                     self._waiting -= 1
                     self._waiting_tokens -= job.lengths[place]
                 else:

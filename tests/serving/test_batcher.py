@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import pytest
 import torch
@@ -154,6 +154,7 @@ def test_cancelled_and_late_jobs_reach_no_batch():
     assert answers(good) == [1, 2]
     with pytest.raises(CancelledError):
         cancelled.future.result(0)
+    assert not wait([job.future for job in (cancelled, late, good)], timeout=0).not_done
     with pytest.raises(DeadlineError):
         late.future.result(0)
     assert {name for batch in machine.batches for name, _ in batch} == {"blocker", "c"}
@@ -282,6 +283,7 @@ def test_a_job_that_is_cancelled_halfway_is_worked_for_no_more():
     batcher.submit(after := Job(served("b"), texts(3)))
     assert answers(after) == [3]
     assert batcher.close(5)
+    assert wait([job.future], timeout=5).done
     assert ("a", 3) not in [entry for batch in machine.batches for entry in batch]
     with pytest.raises(CancelledError):
         job.future.result(0)

@@ -1,0 +1,178 @@
+"""Many tasks served from one encoder: ptv2 beside PEFT, `adapters` and a model a task.
+
+    benchmarks/adapters_environment.sh build/adapters
+    python benchmarks/bench_serving.py --data DATA --output benchmarks/results/serving.json \\
+        --adapters-python build/adapters/bin/python
+    python benchmarks/bench_serving.py --output benchmarks/results/serving.json --plot build
+
+DATA has sst2/dev.jsonl; without it a few sentences stand in. PEFT is `pip install peft`. What is
+not there is left out, and the results say so. The default takes 20 minutes, `--quick` 3. Beside
+the JSON file lies a CSV file of the same name.
+
+Every system is a process of its own and answers the same requests: texts that are tokens already,
+for tasks with random prompts and heads, drawn by Zipf's law, in a Poisson process that waits for
+nobody. All take what waits, up to the same number of tokens:
+
+- ptv2: `ptv2.serving.Service`, all tasks in a packed batch;
+- bare: the same without prompts, which is the least that ptv2 can cost;
+- peft: PEFT's prefix tuning, one model with an adapter a task, a padded batch for each task;
+- adapters: one padded batch with a `BatchSplit` over the tasks;
+- copies: an encoder for every task, a padded batch for each.
+
+First they have to give the same answers: ptv2, peft and adapters as each other, all of them in a
+batch as alone. Then every round looks for the highest rate at which the 99th percentile of
+latency keeps to a bound, and measures latencies at the same rates for all. A latency counts from
+the moment at which a request was due. Then come memory by the number of tasks, and what a batch
+of 32 costs ptv2 with prompts and without, with few tasks and with many.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_quality import machine
+from measure import default_device, write_json
+from serving_cost import MANY, engine_costs
+from serving_plot import plot, table, write_rows
+from serving_process import NAMES
+from serving_rounds import Load, compare_answers, measure_load, measure_memory, running
+from serving_setup import Setup
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from ptv2.demo import encoder_directory
+from ptv2.tasks import load_data
+
+TEXTS = (
+    "a fine film",
+    "dull",
+    "neither the story nor its people are worth the two hours that they take",
+    "the camera finds more to love in this town than the script ever does",
+)
+QUICK = {
+    "seconds": 1.5, "fewest": 30, "rounds": 1, "points": 3, "memory_tasks": [10, 32], "many": 200,
+}  # fmt: skip
+COMPARED = 48
+"""Requests whose answers are compared."""
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True)
+    add("--data", type=Path, help="has sst2/dev.jsonl")
+    add("--encoder", type=Path, default=None, help="a BERT's folder; MiniLM if there is none")
+    add("--systems", nargs="+", choices=NAMES, default=list(NAMES))
+    add("--adapters-python", help="of the environment with adapters")
+    add("--device", default=str(default_device()))
+    add("--threads", type=int, default=2)
+    add("--tasks", type=int, default=32)
+    add("--prompt-length", type=int, default=20)
+    add("--exponent", type=float, default=1.0, help="of Zipf's law over the tasks")
+    add("--batch-tokens", type=int, default=16384, help="of a batch at most")
+    add("--memory", type=float, default=4.0, help="GiB that copies of the encoder may take")
+    add("--bound", type=float, help="ms for the 99th percentile; 500 on a CPU, 50 on a GPU")
+    add("--first-rate", type=float, default=40.0, help="requests a second to begin with")
+    add("--seconds", type=float, default=4.0, help="of a measurement")
+    add("--fewest", type=int, default=60, help="requests of a measurement")
+    add("--rounds", type=int, default=3)
+    add("--points", type=int, default=5, help="rates for the latencies")
+    add("--memory-tasks", nargs="+", type=int, default=[10, 32, 100, 1000])
+    add("--many", type=int, default=MANY, help="tasks of the batches with many")
+    add("--seed", type=int, default=0)
+    add("--quick", action="store_true", help="fewer and shorter measurements")
+    add("--plot", type=Path, help="a folder for pictures of what --output has")
+    args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(**QUICK)
+        args = parser.parse_args()
+    if args.plot and not args.output.is_file():
+        parser.error(f"--plot: there are no results in {args.output}")
+    return args
+
+
+def tokenize(encoder: str, data: Path | None, longest: int) -> list[list[int]]:
+    """The token ids of all texts."""
+    texts = list(TEXTS) if data is None else load_data(data / "sst2" / "dev.jsonl")["text"]
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    return tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+
+
+def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure everything."""
+    bound = args.bound or (50.0 if args.device.startswith("cuda") else 500.0)
+    load = Load(bound / 1000, args.seconds, args.fewest, args.rounds, args.first_rate, args.points)
+    encoder = str(args.encoder or encoder_directory())
+    setup = Setup(
+        encoder, str(folder / "texts.json"), args.tasks, args.exponent, args.prompt_length,
+        args.batch_tokens, args.device, args.threads, int(args.memory * 2**30), args.seed,
+    )  # fmt: skip
+    texts = tokenize(
+        encoder, args.data, setup.config()["max_position_embeddings"] - args.prompt_length
+    )
+    Path(setup.texts).write_text(json.dumps(texts))
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "settings": {
+            **asdict(setup),
+            **asdict(load),
+            "encoder": "MiniLM" if args.encoder is None else args.encoder.name,
+            "texts": "built in" if args.data is None else "sst2/dev.jsonl",
+        },
+        "tokens of a text": sum(map(len, texts)) / len(texts),
+        "left out": {},
+        "versions": {},
+    }
+    pythons = dict.fromkeys(args.systems, sys.executable)
+    if "adapters" in pythons:
+        pythons["adapters"] = args.adapters_python
+        if args.adapters_python is None:
+            leave_out(pythons, results, "adapters", "--adapters-python does not say where it is")
+    with running(pythons, setup) as processes:
+        for name, process in list(processes.items()):
+            try:
+                results["versions"][name] = process.call("start", tasks=args.tasks)
+            except NotImplementedError as error:
+                leave_out(pythons, results, name, str(error))
+                processes.pop(name).close()
+        results["differences"] = compare_answers(processes, COMPARED, args.seed)
+        results["load"] = measure_load(processes, load, args.seed)
+    usual = replace(setup, same_answers=False)
+    pythons.pop("bare", None)
+    print("memory", flush=True)
+    results["memory"] = measure_memory(pythons, usual, args.memory_tasks)
+    print("batches", flush=True)
+    results["engine"] = engine_costs(usual, texts, 5 * args.rounds, args.many)
+    return results
+
+
+def leave_out(pythons: dict[str, str], results: dict[str, Any], name: str, why: str) -> None:
+    """Go on without a system, and say so."""
+    del pythons[name]
+    results["left out"][name] = why
+    print(f"{name} is left out: {why}", flush=True)
+
+
+def main() -> None:
+    args = options()
+    if args.plot:
+        return plot(json.loads(args.output.read_text()), args.plot)
+    torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        results = bench(args, Path(folder))
+    write_json(args.output, results)
+    write_rows(results, args.output.with_suffix(".csv"))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
