@@ -6,7 +6,8 @@ Starts `ptv2 serve` with MiniLM and tasks of random weights, measures how many r
 in a second when 32 clients ask one after the other, and then sends it `--times` as many, at random
 moments and whether or not earlier ones are answered. Reports what was answered, how fast the rest
 was refused, and the server's memory. `DATA/sst2/dev.jsonl` has the texts; without --data a few
-examples are sent. Client and server share the machine.
+examples are sent. Goodput is what was answered in a second, from the first request to the last
+answer, as a share of the capacity before and after. Client and server share the machine.
 """
 
 import argparse
@@ -20,21 +21,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import psutil
 import torch
+from measure import provenance
 
-from benchmarks.measure import provenance
 from ptv2 import PromptConfig, PromptModel
 from ptv2.demo import encoder_directory
 from ptv2.storage import write_json
 
 TASKS = 8
 CLIENTS = 32
+IDLE_SECONDS = 3
+"""After which a connection is not used again: the server closes it soon."""
 EXAMPLES = ["a fine film", "the plot is thin and the actors are bored , but it ends well"]
 
 
@@ -44,10 +49,11 @@ class Client:
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used = 0.0
 
     async def ask(self, body: bytes, task: int) -> int:
         """The status of a request."""
-        if self._streams is None:
+        if self._streams is None or time.monotonic() - self._used > IDLE_SECONDS:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         head = (
@@ -57,6 +63,7 @@ class Client:
         answer = await reader.readuntil(b"\r\n\r\n")
         fields = dict(line.lower().split(b": ", 1) for line in answer.splitlines()[1:] if line)
         await reader.readexactly(int(fields[b"content-length"]))
+        self._used = time.monotonic()
         return int(answer.split(b" ", 2)[1])
 
 
@@ -73,7 +80,7 @@ async def capacity(port: int, draw: Draw, seconds: float) -> float:
         client = Client(port)
         while time.monotonic() < end:
             status = await client.ask(*draw())
-            done += status == 200
+            done += status == 200 and time.monotonic() < end
 
     await asyncio.gather(*(always() for _ in range(CLIENTS)))
     return done / seconds
@@ -135,30 +142,27 @@ async def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     chosen = random.Random(1)
 
     def draw() -> tuple[bytes, int]:
-        return json.dumps({"inputs": chosen.choice(texts)}).encode(), chosen.randrange(TASKS)
+        inputs = chosen.choices(texts, k=args.texts)
+        return json.dumps({"inputs": inputs}).encode(), chosen.randrange(TASKS)
 
     async with serving(folder, args.waiting, args.threads) as (port, process):
-        await capacity(port, draw, args.seconds / 4)  # warm
-        able = await capacity(port, draw, args.seconds)
-        print(f"capacity: {able:.0f} answers a second", flush=True)
-        before = process.memory_info().rss
-        found = await overload(port, draw, args.times * able, args.seconds)
-        memory = [before, process.memory_info().rss]
-        again = await overload(port, draw, args.times * able, args.seconds)
-        memory.append(process.memory_info().rss)
-        after = await capacity(port, draw, args.seconds)
-    everything = found + again
-    # of the time in which new requests came
-    answered = [x for x in everything if x[0] == 200 and x[2] <= args.seconds]
-    refused = sorted(x[1] for x in everything if x[0] == 429)
+        await overload(port, draw, 100, args.seconds)  # warm
+        able, found, busy, memory = [], [], 0.0, [process.memory_info().rss]
+        for _ in range(args.rounds):
+            able.append(await capacity(port, draw, args.seconds))
+            print(f"capacity: {able[-1]:.1f} answers a second", flush=True)
+            found.append(await overload(port, draw, args.times * able[-1], args.seconds))
+            busy += max(end for _, _, end in found[-1])
+            memory.append(process.memory_info().rss)
+        able.append(await capacity(port, draw, args.seconds))
+    everything = [x for part in found for x in part]
+    answered = sum(status == 200 for status, _, _ in everything)
+    refused = sorted(seconds for status, seconds, _ in everything if status == 429)
     return {
         "capacity": able,
-        "capacity_afterwards": after,
-        "sent_per_second": len(everything) / args.seconds / 2,
-        "goodput": len(answered) / args.seconds / 2 / able,
-        "statuses": {
-            str(s): sum(x[0] == s for x in everything) for s in {x[0] for x in everything}
-        },
+        "sent_per_second": len(everything) / args.seconds / args.rounds,
+        "goodput": answered / busy / mean(able),
+        "statuses": Counter(str(status) for status, _, _ in everything),
         "refused_ms": {q: 1e3 * quantile(refused, q) for q in (0.5, 0.99)},
         "memory_mb": [round(x / 2**20, 1) for x in memory],
     }
@@ -173,6 +177,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--times", type=float, default=5, help="the capacity")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--texts", type=int, default=8, help="of a request")
     parser.add_argument("--waiting", type=int, default=256, help="the server's --max-waiting")
     parser.add_argument("--threads", type=int, default=1, help="of the server")
     parser.add_argument("--output", type=Path, required=True)

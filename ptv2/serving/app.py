@@ -13,7 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from ..config import check_task_name
 from ..version import __version__
 from .dialects import embeddings_inference, hugging_face, open_inference, openai
-from .http import BodyLimit, EngineError, UnauthorizedError, error_response, require_key
+from .http import (
+    BodyLimit,
+    EngineError,
+    LoadShedding,
+    UnauthorizedError,
+    error_response,
+    require_key,
+)
 from .metrics import Measured, Metrics
 from .service import Service
 
@@ -58,7 +65,7 @@ def create_app(
     for kind in (ValueError, KeyError, RuntimeError, OSError, EngineError, UnauthorizedError):
         app.add_exception_handler(kind, _report)
     app.add_middleware(BodyLimit)
-
+    app.add_middleware(LoadShedding, service=service)
     app.add_middleware(Measured, metrics=metrics)
     return app
 

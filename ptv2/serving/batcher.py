@@ -172,6 +172,11 @@ class Batcher:
         """Sequences that no batch has taken yet."""
         return self._waiting
 
+    def overload(self) -> OverloadedError | None:
+        """What every request gets while there is no place at all; None while there is one."""
+        full = self._waiting + self._reserved >= self._limits.waiting
+        return OverloadedError(self._retry_after()) if full else None
+
     def submit(self, job: Job, kept: int = 0) -> None:
         """Queue a job's sequences.
 
@@ -225,9 +230,12 @@ class Batcher:
         free = self._limits.waiting - self._waiting - self._reserved
         own = len(self._queues.get(name, ()))
         if sequences and (sequences > free or own + sequences > _SHARE * free):
-            speed = self._tokens_per_second
-            wait = self._waiting_tokens / speed if speed else 1.0
-            raise OverloadedError(min(wait, _LONGEST_WAIT))
+            raise OverloadedError(self._retry_after())
+
+    def _retry_after(self) -> float:
+        speed = self._tokens_per_second
+        wait = self._waiting_tokens / speed if speed else 1.0
+        return min(wait, _LONGEST_WAIT)
 
     def close(self, timeout: float | None = None) -> bool:
         """Take no more jobs, answer those that wait, and end the thread.

@@ -22,6 +22,8 @@ MAX_BODY = 2 * 2**20
 """Bytes of a request's body at most."""
 BODY_SECONDS = 20.0
 """That a body may take to come in."""
+_REPOSITORY = "/v2/repository/"
+"""Below it nothing is answered by a batch."""
 _MESSAGE = 500
 """Characters of a message at most: it may repeat what was sent."""
 
@@ -188,6 +190,26 @@ def require_key(request: Request, key: str | None) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
         raise UnauthorizedError("expected the header Authorization: Bearer with the right key")
+
+
+class LoadShedding:
+    """ASGI middleware that refuses what asks for answers while there is no place for it.
+
+    Such a request costs less than one that is read first, so that a flood of them leaves the time
+    to those that have a place.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asks = scope["type"] == "http" and scope["method"] == "POST"
+        if asks and not scope["path"].startswith(_REPOSITORY):
+            overload = self._service.batcher.overload()
+            if overload is not None:
+                return await error_response(overload)(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -1,5 +1,6 @@
 """uvicorn around the application: an end that load balancers see coming, and logs as JSON."""
 
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,8 @@ from .service import Service
 
 GRACE_SECONDS = 60
 """That answers may take after SIGTERM; a client that reads none of it would last for ever."""
+SWITCH_SECONDS = 1e-4
+"""That requests may keep the interpreter from the engine, which asks for it at every operator."""
 CONNECTIONS = 8192
 """At once; more get a 503, without a look at what they want."""
 
@@ -56,6 +59,7 @@ def run(
         drain: as `Server` has it.
         json_logs: whether logs are an object a line, requests among them.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(service, prompts=prompts, key=key, admin_key=admin_key)
     config = uvicorn.Config(
         app,
