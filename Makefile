@@ -15,13 +15,20 @@ export TOKENIZERS_PARALLELISM := false
 
 EXTRAS ?= test,dev
 
-.PHONY: demo test ray check format wheel aot sanitize gpu clean
+.PHONY: demo test browser ray check format wheel aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The page of `ptv2 serve` in a browser that the machine has; CHROMIUM names it.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+browser: $(READY)
+	@test -x "$(CHROMIUM)" || { echo "expected a Chromium, found none: make browser CHROMIUM=PATH"; exit 1; }
+	$(PIP) playwright
+	PTV2_CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -m browser tests/serving
 
 # In an environment of its own, because Ray is large.
 ray:

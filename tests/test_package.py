@@ -91,6 +91,7 @@ def test_wheel(tmp_path: Path) -> None:
         "ptv2/data/snips/README.md",
         "ptv2/data/snips/train.jsonl",
         "ptv2/data/snips/dev.jsonl",
+        *(f"ptv2/serving/page/{x}" for x in ("index.html", "page.css", "page.js", "answers.js")),
         "ptv2_kernels/py.typed",
         f"ptv2_kernels/{native.library_path().name}",
         *(

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ..config import check_task_name
 from ..version import __version__
+from . import page
 from .dialects import embeddings_inference, hugging_face, open_inference, openai
 from .http import (
     BodyLimit,
@@ -59,6 +60,7 @@ def create_app(
 
     for dialect in (hugging_face, embeddings_inference, openai, open_inference):
         app.include_router(dialect.router(service), dependencies=[Depends(authorized)])
+    app.include_router(page.router())
     _add_health(app, service, metrics, [Depends(authorized)])
     if admin_key is not None and prompts is not None:
         _add_administration(app, service, prompts, admin_key)
@@ -87,17 +89,25 @@ def _add_health(app: FastAPI, service: Service, metrics: Metrics, guarded: list[
 
     @app.get("/info", tags=["health"], dependencies=guarded)
     async def info() -> Any:
-        """The backbone, and every task with its version."""
+        """The backbone, the memory for prompts, and every task with its version and its place."""
         backbone = service.model.identity.describe()
-        return {
+        found = {
             "version": __version__,
             "backbone": {name: backbone[name] for name in ("name_or_path", "model_type")},
             "waiting": service.batcher.waiting,
+            "memory": service.memory._asdict(),
             "tasks": {
-                name: {"task": x.config.task, "version": x.version, "sha256": x.sha256}
+                name: {
+                    "task": x.config.task,
+                    "labels": len(x.config.labels),
+                    "version": x.version,
+                    "sha256": x.sha256,
+                    "on_device": service.on_device(x),
+                }
                 for name, x in sorted(service.bank.tasks().items())
             },
         }
+        return JSONResponse(found)  # as it is: FastAPI would walk through thousands of tasks
 
     @app.get("/metrics", tags=["health"])
     async def prometheus() -> Response:

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import torch
+
 from ..tasks import SequenceClassification, Task, TokenClassification
 from .service import Outcome
 
@@ -29,6 +31,15 @@ def label_scores(
     values = row.sigmoid() if function == "sigmoid" else values
     pairs = zip(reader.labels, values.tolist(), strict=True)
     found = [{"label": label, "score": score} for label, score in pairs]
+    return sorted(found, key=lambda entry: entry["score"], reverse=True)
+
+
+def choice_scores(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every choice of a question with its place and its probability, the best first."""
+    (feature,) = outcome.features
+    scores = torch.cat(outcome.logits).float().softmax(0).tolist()
+    rows = enumerate(zip(feature["choices"], scores, strict=True))
+    found = [{"choice": place, "text": text, "score": score} for place, (text, score) in rows]
     return sorted(found, key=lambda entry: entry["score"], reverse=True)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from ..http import Body, answer, body_schema, read_body
-from ..scores import entities, label_scores, words
+from ..scores import choice_scores, entities, label_scores, words
 from ..served import Served
 from ..service import Service
 from .embeddings_inference import embeddings, vectors
@@ -48,10 +48,8 @@ def router(service: Service) -> APIRouter:
 async def _classes(
     service: Service, request: Request, task: Served, inputs: Any, given: dict[str, Any]
 ) -> Any:
-    function, top = given.pop("function_to_apply", None), given.pop("top_k", None)
+    function, top = given.pop("function_to_apply", None), _top(given)
     _require_none_left(given)
-    if top is not None and (type(top) is not int or top < 1):
-        raise ValueError(f"top_k: expected an int of at least 1, got {top!r}")
     rows = inputs if isinstance(inputs, list) else [inputs]
     outcomes = await answer(service, request, task, rows)
     reader = service.reader(task)
@@ -92,12 +90,13 @@ async def _answers(
 async def _choices(
     service: Service, request: Request, task: Served, inputs: Any, given: dict[str, Any]
 ) -> Any:
+    top = _top(given)
     _require_none_left(given)
     if not isinstance(inputs, dict) or inputs.keys() != {"question", "choices"}:
         raise ValueError("inputs: expected a question and choices")
     pairs = [(inputs["question"], inputs["choices"])]
     (outcome,) = await answer(service, request, task, pairs)
-    return outcome.answer
+    return outcome.answer if top is None else choice_scores(outcome)[:top]
 
 
 async def _features(service: Service, request: Request, task: Served, body: Inputs) -> Any:
@@ -113,6 +112,14 @@ _KINDS = {
     "question-answering": _answers,
     "multiple-choice": _choices,
 }
+
+
+def _top(given: dict[str, Any]) -> int | None:
+    """How many of the best are wanted."""
+    top = given.pop("top_k", None)
+    if top is not None and (type(top) is not int or top < 1):
+        raise ValueError(f"top_k: expected an int of at least 1, got {top!r}")
+    return top
 
 
 def _require_none_left(given: dict[str, Any]) -> None:
