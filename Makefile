@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 EXTRAS ?= test,dev
 
-.PHONY: demo test browser ray check format wheel aot sanitize gpu clean
+.PHONY: demo test stress browser ray check format wheel aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -34,6 +34,12 @@ browser: $(READY)
 ray:
 	$(MAKE) VENV=.venv-ray EXTRAS=test,ray .venv-ray/.ready
 	.venv-ray/bin/python -m pytest -m ray
+
+# The tests of serving in the published numbers of trials: an hour or two.
+STRESS := PTV2_TRIALS=10000 PTV2_REQUESTS=100000 PTV2_CASES=10000 PTV2_NAMES=100000 \
+	PTV2_UNLUCKY=10000 PTV2_ENDS=50
+stress: $(READY)
+	$(STRESS) $(BIN)/python -m pytest tests/serving --show-capture=no
 
 check: $(READY)
 	$(BIN)/ruff check
