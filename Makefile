@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/ptv2 demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The page of `ptv2 serve` in a browser that the machine has; CHROMIUM names it.
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
