@@ -149,7 +149,7 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print("memory", flush=True)
     results["memory"] = measure_memory(pythons, usual, args.memory_tasks)
     print("batches", flush=True)
-    results["engine"] = engine_costs(usual, texts, 5 * args.rounds, args.many)
+    results["engine"] = engine_costs(usual, texts, 20 * args.rounds, args.many)
     return results
 
 

@@ -32,8 +32,8 @@ def make_work(folder):
     return folder
 
 
-def new_service(work, **options):
-    service = Service(PromptModel.from_pretrained(work / "encoder"), **options)
+def new_service(work, model=None, **options):
+    service = Service(model or PromptModel.from_pretrained(work / "encoder"), **options)
     for name in CONFIGS:
         service.bank.load(work / "prompts" / name, name)
     return service
