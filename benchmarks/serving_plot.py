@@ -92,6 +92,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
                 list(by_rate), milliseconds, style, color=colors[name], marker=".", label=label
             )
     axes.set(xlabel="requests a second", ylabel="latency, ms", xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(folder / "serving_latency.png", dpi=150)
 
