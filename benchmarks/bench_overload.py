@@ -54,6 +54,7 @@ class Client:
     async def ask(self, body: bytes, task: int) -> int:
         """The status of a request."""
         if self._streams is None or time.monotonic() - self._used > IDLE_SECONDS:
+            await self.close()
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
         head = (
@@ -65,6 +66,12 @@ class Client:
         await reader.readexactly(int(fields[b"content-length"]))
         self._used = time.monotonic()
         return int(answer.split(b" ", 2)[1])
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._streams is not None:
+            self._streams[1].close()
+            await self._streams[1].wait_closed()
 
 
 Draw = Callable[[], tuple[bytes, int]]
@@ -81,6 +88,7 @@ async def capacity(port: int, draw: Draw, seconds: float) -> float:
         while time.monotonic() < end:
             status = await client.ask(*draw())
             done += status == 200 and time.monotonic() < end
+        await client.close()
 
     await asyncio.gather(*(always() for _ in range(CLIENTS)))
     return done / seconds
@@ -89,23 +97,27 @@ async def capacity(port: int, draw: Draw, seconds: float) -> float:
 async def overload(
     port: int, draw: Draw, rate: float, seconds: float
 ) -> list[tuple[int, float, float]]:
-    """Status, seconds and time of the end of every request; they come at random moments."""
+    """Status, seconds since it was sent, and time of the end of every request.
+
+    They are sent at random moments; where the client itself is late, they are sent later.
+    """
     idle: list[Client] = []
     found: list[tuple[int, float, float]] = []
     begun = time.monotonic()
 
-    async def one(due: float) -> None:
-        client = idle.pop() if idle else Client(port)
+    async def one() -> None:
+        client, sent = idle.pop() if idle else Client(port), time.monotonic()
         status = await client.ask(*draw())
         now = time.monotonic()
-        found.append((status, now - due, now - begun))
+        found.append((status, now - sent, now - begun))
         idle.append(client)
 
     asked, due, moments = [], begun, random.Random(2)
     while (due := due + moments.expovariate(rate)) < begun + seconds:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        asked.append(asyncio.create_task(one(max(due, time.monotonic()))))
+        asked.append(asyncio.create_task(one()))
     await asyncio.gather(*asked)
+    await asyncio.gather(*(client.close() for client in idle))
     return found
 
 
@@ -121,8 +133,10 @@ async def serving(folder: Path, waiting: int, threads: int) -> AsyncIterator[tup
     process = subprocess.Popen(command, env=environment)
     try:
         while True:
+            client = Client(port)
             try:
-                await Client(port).ask(b"{}", 0)
+                await client.ask(b"{}", 0)
+                await client.close()
                 break
             except OSError:
                 if process.poll() is not None:

@@ -37,7 +37,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in names},
+        "versions": {name: package_version(name) for name in names},
         "commit": commit(root),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -87,7 +87,8 @@ def _output(*command: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """None: it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

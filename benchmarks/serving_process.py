@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 import torch
+from measure import package_version
 from serving_load import Request, draw_requests, measure
 from serving_setup import Setup
 from transformers.utils import logging
@@ -83,7 +83,8 @@ class Commands:
         torch.set_num_threads(self._setup.threads)
         self._system = _make(self._name, self._setup)
         self._system.grow(tasks)
-        return {name: _version(name) for name in ("adapters", "peft", "torch", "transformers")}
+        names = ("adapters", "peft", "torch", "transformers")
+        return {name: package_version(name) for name in names}
 
     def memory(self, tasks: int) -> dict[str, Any]:
         """Grow to so many tasks, let each answer in batches of 32, and say what is taken."""
@@ -125,13 +126,6 @@ class Commands:
         drawn = draw_requests(self._texts, setup.tasks, setup.exponent, seed)
         moments, requests = zip(*islice(drawn, count), strict=True)
         return list(requests), list(moments)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _make(name: str, setup: Setup) -> Any:

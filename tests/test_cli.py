@@ -106,6 +106,13 @@ def test_eval_agrees_with_training(work: Path, tmp_path: Path) -> None:
         assert json.loads(output.read_text())[metric] == best[metric]
 
 
+def test_a_device_that_is_not_there(work: Path) -> None:
+    predict = ("predict", "--prompt", work / "sentiment", "--text", "a fine film")
+    for name in ("gpu", "cuda:99"):
+        assert fails(*predict, "--device", name).startswith(f"device: '{name}' cannot be used: ")
+    assert ptv2(*predict, "--device", "cpu").exit_code == 0
+
+
 def test_predict_answers_two_tasks_in_one_batch(work: Path, tmp_path: Path) -> None:
     prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
     result = ptv2("predict", *prompts, "--text", "a fine film", "--text", "rome")

@@ -1,5 +1,7 @@
 """The encoder as a server holds it."""
 
+from os import PathLike
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_backbone(
-    name_or_path: str, device: torch.device, dtype: str | None = None
+    name_or_path: str | PathLike[str], device: torch.device, dtype: str | None = None
 ) -> PromptModel:
     """Load a backbone for answers alone: in bf16 on a CPU, nothing can be trained through it.
 

@@ -10,14 +10,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..tasks.task import Feature
+from .jobs import SHARE, DeadlineError, Done, Job, Limits, OverloadedError, UnavailableError
 from .served import Served
 
 logger = logging.getLogger(__name__)
@@ -25,99 +25,9 @@ logger = logging.getLogger(__name__)
 Run = Callable[[Sequence[Served], Sequence[Feature]], list[Tensor]]
 
 
-class OverloadedError(RuntimeError):
-    """Too much is waiting.
-
-    Args:
-        retry_after: seconds until what is waiting now will be done.
-    """
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"too much is waiting; try again in {retry_after:.1f} s")
-        self.retry_after = retry_after
-
-
-class UnavailableError(RuntimeError):
-    """The thread is stopping, or dead."""
-
-
-class DeadlineError(RuntimeError):
-    """A request waited for longer than it wanted to."""
-
-
-@dataclass(eq=False)
-class Job:
-    """The sequences of one request; who cancels its future ends it, whatever of it has run.
-
-    Args:
-        task: in the version that all of them are answered with.
-        inputs: of each sequence, as the tokenizer gives them.
-        deadline: in seconds of `time.monotonic`; a sequence that is not begun by then is dropped.
-    """
-
-    task: Served
-    inputs: Sequence[Feature]
-    deadline: float = float("inf")
-    future: "Future[list[Tensor]]" = field(default_factory=Future, init=False)
-
-    def __post_init__(self) -> None:
-        self.lengths = [len(x["input_ids"]) for x in self.inputs]
-        self._found: dict[int, Tensor] = {}
-        self._told = False
-
-    def give(self, place: int, logits: Tensor) -> None:
-        """The logits of a sequence; with the last of them the future is done."""
-        self._found[place] = logits
-        if not self.ended() and len(self._found) == len(self.inputs):
-            with suppress(InvalidStateError):  # it may be cancelled right now
-                self.future.set_result([self._found[i] for i in range(len(self.inputs))])
-
-    def ended(self) -> bool:
-        """Whether the future is done; who waits for a cancelled one with others hears of it."""
-        if self.future.cancelled() and not self._told:
-            self._told = True
-            self.future.set_running_or_notify_cancel()
-        return self.future.done()
-
-    def fail(self, error: BaseException) -> None:
-        """End the job with an error, if it has not ended."""
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much is taken at once, and how much may wait.
-
-    Args:
-        tokens: of a batch; also the longest sequence that is taken.
-        rows: of a batch's prompts and tokens together, counted for each sequence.
-        bytes: of the prompts and heads of a batch.
-        waiting: sequences that wait at most. A task has at most `_SHARE` times as many of the
-            places as are free, so that there is always room for the others.
-    """
-
-    tokens: int = 16384
-    rows: int = 65536
-    bytes: int = 2**62
-    waiting: int = 4096
-
-
-@dataclass(frozen=True)
-class Done:
-    """What has been run so far."""
-
-    batches: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
 _Place = tuple[Job, int]
 _LONGEST_WAIT = 60.0
 """Seconds that a client is told to stay away at most."""
-_SHARE = 4
-"""Of the places that are free: dynamic thresholds, as Choudhury and Hahne (1998) have them."""
 _TRIES = 5
 """How often a sequence alone is run that the device has no memory for."""
 
@@ -186,17 +96,14 @@ class Batcher:
         Raises:
             OverloadedError: too many are waiting.
             UnavailableError: the thread is stopping, or dead.
-            ValueError: there is no sequence, or one that no batch could hold.
+            ValueError: there is no sequence, one that no batch could hold, or more than can wait.
         """
         if not job.inputs or max(job.lengths) > self._limits.tokens:
             raise ValueError(
                 f"inputs: expected sequences of at most {self._limits.tokens} tokens, got "
                 f"{job.lengths}"
             )
-        if len(job.inputs) > self._limits.waiting:
-            raise ValueError(
-                f"inputs: expected at most {self._limits.waiting} sequences, got {len(job.inputs)}"
-            )
+        self._require_possible(len(job.inputs))
         with self._changed:
             self._require_room(max(0, len(job.inputs) - kept), job.task.name)
             queue = self._queues.setdefault(job.task.name, deque())
@@ -212,7 +119,9 @@ class Batcher:
         Raises:
             OverloadedError: too many are waiting, or being made.
             UnavailableError: the thread is stopping, or dead.
+            ValueError: so many can never wait.
         """
+        self._require_possible(sequences)
         with self._changed:
             self._require_room(sequences, name)
             self._reserved += sequences
@@ -222,6 +131,12 @@ class Batcher:
             with self._changed:
                 self._reserved -= sequences
 
+    def _require_possible(self, sequences: int) -> None:
+        if sequences > self._limits.waiting:
+            raise ValueError(
+                f"inputs: expected at most {self._limits.waiting} sequences, got {sequences}"
+            )
+
     def _require_room(self, sequences: int, name: str) -> None:
         if self._error is not None:
             raise UnavailableError("the engine is dead")
@@ -229,7 +144,7 @@ class Batcher:
             raise UnavailableError("the engine is stopping")
         free = self._limits.waiting - self._waiting - self._reserved
         own = len(self._queues.get(name, ()))
-        if sequences and (sequences > free or own + sequences > _SHARE * free):
+        if sequences and (sequences > free or own + sequences > SHARE * free):
             raise OverloadedError(self._retry_after())
 
     def _retry_after(self) -> float:

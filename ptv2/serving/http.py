@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..model import UnknownTaskError
-from .batcher import DeadlineError, OverloadedError, UnavailableError
+from .jobs import DeadlineError, OverloadedError, UnavailableError
 from .metrics import TASK
 from .served import Served
 from .service import Outcome, Service

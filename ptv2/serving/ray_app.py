@@ -25,8 +25,8 @@ from ..config import check_task_name
 from ..model import UnknownTaskError
 from .app import create_app
 from .backbone import load_backbone
-from .batcher import Limits, UnavailableError
 from .engine import BUDGET
+from .jobs import Limits, UnavailableError
 from .service import Service
 
 KEY = "PTV2_KEY"

@@ -58,7 +58,12 @@ def run(
         prompts, key, admin_key: as `create_app` has them.
         drain: as `Server` has it.
         json_logs: whether logs are an object a line, requests among them.
+
+    Raises:
+        ValueError: a key is empty, or the time to drain is negative.
     """
+    if not drain >= 0:
+        raise ValueError(f"drain: expected no negative number of seconds, got {drain}")
     sys.setswitchinterval(SWITCH_SECONDS)
     app = create_app(service, prompts=prompts, key=key, admin_key=admin_key)
     config = uvicorn.Config(

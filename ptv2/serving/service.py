@@ -17,8 +17,9 @@ from ..readers import Readers
 from ..tasks import QuestionAnswering, Task
 from ..tasks.task import Answer, Feature, by_example
 from .bank import Bank
-from .batcher import Batcher, Job, Limits
+from .batcher import Batcher
 from .engine import BUDGET, Engine
+from .jobs import Job, Limits
 from .served import Served
 
 Result = TypeVar("Result")
@@ -66,7 +67,7 @@ class Service:
 
     Raises:
         NotImplementedError: the backbone takes no packed batches.
-        ValueError: no batch could hold the longest input.
+        ValueError: no batch could hold the longest input, or the patience is not positive.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Service:
         max_length: int | None = None,
         patience: float = 60.0,
     ) -> None:
+        if not patience > 0:
+            raise ValueError(f"patience: expected a positive number of seconds, got {patience}")
         if not packable(model.backbone):
             raise NotImplementedError(
                 f"model: {model.backbone.config.model_type} takes no packed batches, expected a "
@@ -180,7 +183,14 @@ class Service:
     def answer(
         self, name: str, inputs: Sequence[Any], options: Mapping[str, Any] | None = None
     ) -> list[Outcome]:
-        """Answer inputs of a task by its name; raises as `Bank.lease` and `admit` do."""
+        """Answer inputs of a task by its name.
+
+        Raises:
+            ArithmeticError: as `Admitted.outcomes` does.
+            DeadlineError: they waited for too long.
+            OverloadedError, UnavailableError, ValueError: as `reserved` and `admit` do.
+            UnknownTaskError: it is not served.
+        """
         with self.bank.lease(name) as task:
             with self.reserved(task, inputs):
                 admitted = self.admit(task, inputs, options)

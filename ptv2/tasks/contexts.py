@@ -11,6 +11,9 @@ from .tokens import CHUNK, progress, token_limit
 CONTEXT = 1
 """The sequence id of the second text of a pair."""
 
+_EXPANSION = 18
+"""Tokens of a character at most: Unicode's NFKC makes up to 18 characters of one."""
+
 
 def encode_contexts(
     tokenizer: PreTrainedTokenizerBase,
@@ -99,10 +102,14 @@ def _require_few_windows(
     rooms: Sequence[int],
     overlaps: Sequence[int],
 ) -> None:
+    steps = [room - overlap for room, overlap in zip(rooms, overlaps, strict=True)]
+    bounds = (1 + _EXPANSION * len(x) // step for x, step in zip(contexts, steps, strict=True))
+    if sum(bounds) <= most:
+        return
     encoded = tokenizer(list(contexts), add_special_tokens=False, verbose=False)["input_ids"]
     windows = sum(
-        1 + max(0, -(-(len(ids) - room) // (room - overlap)))
-        for ids, room, overlap in zip(encoded, rooms, overlaps, strict=True)
+        1 + max(0, -(-(len(ids) - room) // step))
+        for ids, room, step in zip(encoded, rooms, steps, strict=True)
     )
     if windows > most:
         raise ValueError(

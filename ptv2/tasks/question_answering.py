@@ -68,6 +68,9 @@ class QuestionAnswering(Task):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
+        most = self.max_windows
+        if most is not None and (type(most) is not int or most < 1):
+            raise ValueError(f"max_windows: expected None or an int of at least 1, got {most!r}")
 
     def fit_labels(self, *parts: Dataset) -> Self:
         """This task, with `no_answer` if a question of the data has no answer."""

@@ -6,14 +6,9 @@ import torch
 from ptv2 import PromptModel
 from ptv2.serving import Engine
 from ptv2.serving.backbone import LaidOutLinear, load_backbone
-from tests.serving.work import CONFIGS, TEXT, make_work, new_service
+from tests.serving.work import CONFIGS, TEXT, new_service
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return make_work(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-2)])

@@ -12,14 +12,8 @@ import torch
 from ptv2 import PromptConfig
 from ptv2.pools import FoldedPrompt
 from ptv2.serving.bank import Bank
-from ptv2.serving.batcher import (
-    Batcher,
-    DeadlineError,
-    Job,
-    Limits,
-    OverloadedError,
-    UnavailableError,
-)
+from ptv2.serving.batcher import Batcher
+from ptv2.serving.jobs import DeadlineError, Job, Limits, OverloadedError, UnavailableError
 from ptv2.serving.served import Served
 
 REQUESTS, CLIENTS = int(os.environ.get("PTV2_REQUESTS", "960")), 32
@@ -321,3 +315,19 @@ def test_places_are_kept_while_sequences_are_made():
     assert answers(kept) == [1, 1]
     with pytest.raises(UnavailableError), batcher.reserved(1, "a"):
         pass
+
+
+@pytest.mark.parametrize("name", ["tokens", "rows", "bytes", "waiting"])
+def test_limits_are_positive(name):
+    with pytest.raises(ValueError, match=f"limits: expected {name} of at least 1, got 0"):
+        Limits(**{name: 0})
+
+
+def test_what_can_never_wait_is_no_overload():
+    batcher = Batcher(Machine(), Limits(waiting=3))
+    message = "inputs: expected at most 3 sequences, got 4"
+    with pytest.raises(ValueError, match=message), batcher.reserved(4, "a"):
+        pass
+    with pytest.raises(ValueError, match=message):
+        batcher.submit(Job(served("a"), texts(1, 1, 1, 1)))
+    assert batcher.close(5)

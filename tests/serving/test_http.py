@@ -17,22 +17,10 @@ from ptv2 import PromptModel
 from ptv2.serving import Limits, Service
 from ptv2.serving.app import create_app
 from ptv2.serving.http import MAX_BODY
-from tests.serving.work import CONFIGS, TEXT, make_work, new_service
+from tests.serving.work import CONFIGS, TEXT, new_service
 
 LONG_QUESTION = {"inputs": {"question": "film " * 27, "context": "a film " * 300}}
 """It leaves two tokens for a part of the context."""
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return make_work(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture
-def service(work):
-    service = new_service(work)
-    yield service
-    service.close(5)
 
 
 @pytest.fixture
@@ -182,6 +170,8 @@ def test_numbers_that_are_not_finite_are_no_answer(service, client, value):
 
 def test_what_could_never_be_answered(work):
     model = PromptModel.from_pretrained(work / "encoder")
+    with pytest.raises(ValueError, match="patience: expected a positive number of seconds, got 0"):
+        Service(model, patience=0)
     with pytest.raises(ValueError, match="limits: expected tokens of at least 32 for the longest"):
         Service(model, limits=Limits(tokens=31))
     service = Service(model, limits=Limits(tokens=31), max_length=31, budget=2000)
@@ -308,6 +298,21 @@ def test_bodies_that_do_not_end(service, monkeypatch):
     gone = {"type": "http.disconnect"}
     sent = call(app, "/models/mood", part(b'{"inputs":', more=True), gone)
     assert sent[0]["status"] == 499
+
+
+def test_a_flood_is_refused_before_it_is_read(service):
+    """Where no place is left: without waiting for bodies, and nothing but requests for answers."""
+    app = create_app(service)
+    half = part(b'{"inputs":', more=True)
+    with service.batcher.reserved(Limits.waiting, "mood"):
+        for path in ("/models/mood", "/v1/embeddings", "/v2/models/mood/infer"):
+            sent = call(app, path, half)
+            assert sent[0]["status"] == 429
+            assert b"retry-after" in dict(sent[0]["headers"])
+        assert call(app, "/v2/repository/index", part(b"{}"))[0]["status"] == 200
+        assert call(app, "/health", method="GET")[0]["status"] == 200
+    body = json.dumps({"inputs": TEXT}).encode()
+    assert call(app, "/models/mood", part(body))[0]["status"] == 200
 
 
 def test_a_client_that_leaves_is_worked_for_no_more(service):

@@ -12,15 +12,10 @@ from ptv2.serving.dialects.tensors import LENGTH_HEADER
 from ptv2.serving.http import MAX_BODY
 from ptv2.serving.service import MAX_CHOICES
 from tests.serving.tensors import binary_tensor, mutated, outputs, packed, tensor, with_binary
-from tests.serving.work import CONFIGS, TEXT, make_work, new_service
+from tests.serving.work import CONFIGS, TEXT, new_service
 
 TEXTS = [TEXT, "dull"]
 INFER = "/v2/models/mood/infer"
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return make_work(tmp_path_factory.mktemp("open_inference"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ptv2.serving.app import create_app
-from tests.serving.work import CONFIGS, TEXT, make_work, new_service
+from tests.serving.work import CONFIGS, TEXT, new_service
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -21,18 +21,6 @@ POLICY = (
     "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
 )
 KEY = {"Authorization": "Bearer k"}
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return make_work(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture
-def service(work):
-    service = new_service(work)
-    yield service
-    service.close(5)
 
 
 @pytest.fixture

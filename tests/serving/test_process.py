@@ -128,20 +128,14 @@ def ask(url):
         return None  # also one that the system had queued for a server which did not take it
 
 
-def test_clients_and_the_end(server, tmp_path):
-    _, url = server
-    online = {key: x for key, x in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    subprocess.run([sys.executable, "-c", CLIENT, url, TEXT], env=online, check=True)
-    ends_without_a_loss(*server, tmp_path / "counts")
+@pytest.mark.parametrize("run", range(ENDS))
+def test_clients_and_the_end(server, tmp_path, run):
+    """Then SIGTERM while many ask: whoever was taken is answered, and the process ends."""
+    process, url = server
+    if run == 0:
+        online = {key: x for key, x in os.environ.items() if key != "HF_HUB_OFFLINE"}
+        subprocess.run([sys.executable, "-c", CLIENT, url, TEXT], env=online, check=True)
 
-
-@pytest.mark.parametrize("run", range(1, ENDS))
-def test_the_end_again(server, tmp_path, run):
-    ends_without_a_loss(*server, tmp_path / "counts")
-
-
-def ends_without_a_loss(process, url, counts):
-    """SIGTERM while many ask: whoever was taken is answered, and the process ends."""
     with ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(ask, url) for _ in range(200)]
         wait(asked, timeout=30, return_when=FIRST_COMPLETED)
@@ -150,7 +144,7 @@ def ends_without_a_loss(process, url, counts):
     answered = [status for status in statuses if status]
     assert set(answered) == {(200, 20)}
     assert process.wait(20) == -signal.SIGTERM
-    taken, done = map(int, counts.read_text().split())
+    taken, done = map(int, (tmp_path / "counts").read_text().split())
     assert taken == done
     assert done >= len(answered)
     assert len(answered) < len(asked)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -327,6 +328,21 @@ def test_columns_and_settings(tokenizer: PreTrainedTokenizerBase) -> None:
     for name in ("stride", "max_answer_length", "n_best"):
         with pytest.raises(ValueError, match=f"{name}: expected an int of at least"):
             QuestionAnswering(tokenizer, **{name: -1})
+    with pytest.raises(ValueError, match="max_windows: expected None or an int of at least 1"):
+        QuestionAnswering(tokenizer, max_windows=0)
+
+
+def test_windows_are_counted_before_they_are_made(tokenizer: PreTrainedTokenizerBase) -> None:
+    pairs = [("in", CONTEXT * 9), ("in", "film"), ("film in", CONTEXT * 3)]
+    task = QuestionAnswering(tokenizer, max_length=12, stride=4)
+    found = len(task.prepare_inputs(pairs))
+    assert found > len(pairs)
+    for most in (found, 18 * found * 12):
+        assert len(replace(task, max_windows=most).prepare_inputs(pairs)) == found
+    with pytest.raises(
+        ValueError, match=f"at most {found - 1} windows, the contexts take {found}"
+    ):
+        replace(task, max_windows=found - 1).prepare_inputs(pairs)
 
 
 def test_questions_without_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,8 +12,8 @@ from pydantic import Field
 from ...config import check_task_name
 from ...model import UnknownTaskError
 from ...version import __version__
-from ..batcher import UnavailableError
 from ..http import Body, UpToFirstFault, answer, body_schema, parse, read_bytes
+from ..jobs import UnavailableError
 from ..served import Served
 from ..service import Service
 from .signatures import SIGNATURES
