@@ -49,7 +49,7 @@ from ptv2.tasks import Task, load_data, make_task
 from ptv2.train_config import TrainConfig
 from ptv2.training import fit
 
-Method = Callable[[Task, PromptConfig], nn.Module]
+Method = Callable[[Task, PromptConfig, TrainConfig], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,20 @@ class Prefixed(nn.Module):
         return super().load_state_dict(state, strict=False)
 
 
-def prompted(task: Task, config: PromptConfig) -> nn.Module:
+def prompted(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
     model = PromptModel.from_pretrained(encoder_directory())
     model.add_task("task", config)
-    return model.for_task("task")
+    return model.for_task("task", train.backbone_dropout)
 
 
-def fine_tuned(task: Task, config: PromptConfig) -> nn.Module:
+def fine_tuned(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
     backbone = AutoModel.from_pretrained(
         encoder_directory(), add_pooling_layer=False, attn_implementation="sdpa"
     )
     return FineTuned(backbone, config)
 
 
-def prefixed(task: Task, config: PromptConfig) -> nn.Module:
+def prefixed(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
     kinds = {
         CLASSES: (AutoModelForSequenceClassification, "SEQ_CLS"),
         TAGS: (AutoModelForTokenClassification, "TOKEN_CLS"),
@@ -213,7 +213,7 @@ def run(
         | {k: v for k, v in changes.items() if not hasattr(config, k)}
     )
     set_seed(seed)
-    module = build(task, prompt)
+    module = build(task, prompt, config)
     features = task.prepare(parts[0]), task.prepare(parts[1])
     references = task.references(parts[1])
     with tempfile.TemporaryDirectory() as folder:
@@ -324,8 +324,10 @@ def main() -> None:
 
 def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
     """Why the options cannot be had, by the methods or beside the runs that are done."""
-    if args.set.get("packing") and set(args.methods) != {"prompt"}:
-        return "--set: the other methods cannot pack, expected --methods prompt"
+    ours = {"packing": args.set.get("packing"), "backbone_dropout": "backbone_dropout" in args.set}
+    for name, wanted in ours.items():
+        if wanted and set(args.methods) != {"prompt"}:
+            return f"--set: the other methods have no {name}, expected --methods prompt"
     if "peft" in args.methods:
         try:
             import peft  # noqa: F401

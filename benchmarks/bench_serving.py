@@ -11,7 +11,8 @@ the JSON file lies a CSV file of the same name.
 
 Every system is a process of its own and answers the same requests: texts that are tokens already,
 for tasks with random prompts and heads, drawn by Zipf's law, in a Poisson process that waits for
-nobody. All take what waits, up to the same number of tokens:
+nobody. All take what waits, ptv2 up to its usual number of tokens, the others up to
+`--batch-tokens`, as it is large groups that make them fast:
 
 - ptv2: `ptv2.serving.Service`, all tasks in a packed batch;
 - bare: the same without prompts, which is the least that ptv2 can cost;
@@ -76,7 +77,7 @@ def options() -> argparse.Namespace:
     add("--tasks", type=int, default=32)
     add("--prompt-length", type=int, default=20)
     add("--exponent", type=float, default=1.0, help="of Zipf's law over the tasks")
-    add("--batch-tokens", type=int, default=16384, help="of a batch at most")
+    add("--batch-tokens", type=int, default=16384, help="of a batch of the others at most")
     add("--memory", type=float, default=4.0, help="GiB that copies of the encoder may take")
     add("--bound", type=float, help="ms for the 99th percentile; 500 on a CPU, 50 on a GPU")
     add("--first-rate", type=float, default=40.0, help="requests a second to begin with")

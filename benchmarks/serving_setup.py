@@ -35,7 +35,7 @@ class Setup:
         texts: a JSON file with the token ids of every text.
         tasks: how many are served.
         exponent: of Zipf's law over them.
-        batch_tokens: of a batch at most.
+        batch_tokens: of a batch at most, where it is not ptv2's.
         memory: in bytes that copies of the encoder may take.
         same_answers: give what PEFT's sequence classification gives: the head sees the first
             token through the encoder's pooler, positions begin behind the prompt. Else ptv2 has

@@ -32,7 +32,7 @@ class Ptv2:
 
     def __init__(self, setup: Setup, prompted: bool = True) -> None:
         self._setup, self._prompted = setup, prompted
-        limits = Limits(tokens=setup.batch_tokens, waiting=2**20)
+        limits = Limits(waiting=2**20)
         model = PromptModel.from_pretrained(setup.encoder).to(setup.device)
         self.service = Service(model, limits=limits)
         self._tasks: list[Served] = []

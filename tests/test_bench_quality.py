@@ -9,6 +9,9 @@ import pytest
 from torch import nn
 
 from benchmarks import bench_quality
+from ptv2 import PromptConfig
+from ptv2.tasks import SequenceClassification
+from ptv2.train_config import TrainConfig
 from tests.encoder import examples, save_encoder, write_jsonl
 
 
@@ -43,6 +46,18 @@ def test_runs_are_written_at_once_and_not_repeated(
     assert again[:4] == first
     assert [run["seed"] for run in again[4:]] == [1] * 4
     assert "± " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_the_backbone_of_a_prompt_drops_out_as_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: bool
+) -> None:
+    encoder = save_encoder(tmp_path / "encoder")
+    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
+    config = PromptConfig("sequence-classification", ("a", "b"))
+    train = TrainConfig(backbone_dropout=dropout)
+    module = bench_quality.prompted(SequenceClassification(None), config, train).train()
+    assert module.backbone.training == dropout
 
 
 def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +131,8 @@ def test_what_peft_refuses_and_its_search_are_recorded(
         (settings, "search True, expected False"),
         (("--search", *settings[:2]), "examples 8, expected None"),
         (("--search", "--set", '{"prompt_length": 3}'), "would overwrite prompt_length"),
-        (("--set", '{"packing": true}'), "cannot pack"),
+        (("--set", '{"packing": true}'), "have no packing"),
+        (("--set", '{"backbone_dropout": false}'), "have no backbone_dropout"),
     ):
         with pytest.raises(SystemExit):
             bench(*options)

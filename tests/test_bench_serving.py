@@ -155,7 +155,7 @@ def test_a_tiny_run(
     options = {
         "--data": tmp_path, "--encoder": save_encoder(tmp_path / "encoder"), "--tasks": 3,
         "--prompt-length": 4, "--seconds": 0.05, "--fewest": 5, "--rounds": 1, "--points": 2,
-        "--many": 12, "--bound": 100, "--device": "cpu", "--threads": torch.get_num_threads(),
+        "--many": 12, "--bound": 400, "--device": "cpu", "--threads": torch.get_num_threads(),
     }  # fmt: skip
     systems = ["--systems", "ptv2", "peft", "adapters", "--memory-tasks", "2", "4"]
     bench(*(str(x) for pair in options.items() for x in pair), *systems)

@@ -6,6 +6,7 @@ text-embeddings-inference, with a queue a task).
 """
 
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -60,6 +61,7 @@ class Batcher:
     ) -> None:
         self._run = run
         self._limits = limits
+        self._most_tokens = limits.tokens or sys.maxsize
         self._nbytes = nbytes
         self._between = between
         self._changed = threading.Condition()
@@ -98,9 +100,9 @@ class Batcher:
             UnavailableError: the thread is stopping, or dead.
             ValueError: there is no sequence, one that no batch could hold, or more than can wait.
         """
-        if not job.inputs or max(job.lengths) > self._limits.tokens:
+        if not job.inputs or max(job.lengths) > self._most_tokens:
             raise ValueError(
-                f"inputs: expected sequences of at most {self._limits.tokens} tokens, got "
+                f"inputs: expected sequences of at most {self._most_tokens} tokens, got "
                 f"{job.lengths}"
             )
         self._require_possible(len(job.inputs))
@@ -208,7 +210,7 @@ class Batcher:
     def _fits(self, load: "_Load", length: int, task: Served, more: int) -> bool:
         limits = self._limits
         return (
-            load.tokens + length <= limits.tokens
+            load.tokens + length <= self._most_tokens
             and load.rows + length + task.prompt_length <= limits.rows
             and load.bytes + more <= limits.bytes
         )

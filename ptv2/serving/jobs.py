@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from ..tasks.task import Feature
 from .served import Served
 
+CPU_TOKENS, GPU_TOKENS = 2048, 16384
+"""Of a batch. More make a CPU no faster, later and larger in memory (docs/serving.md)."""
 SHARE = 4
 """Of the places that are free: dynamic thresholds, as Choudhury and Hahne (1998) have them."""
 
@@ -79,7 +83,7 @@ class Limits:
     """How much is taken at once, and how much may wait.
 
     Args:
-        tokens: of a batch; also the longest sequence that is taken.
+        tokens: of a batch; also the longest sequence that is taken. None: any; `suited` chooses.
         rows: of a batch's prompts and tokens together, counted for each sequence.
         bytes: of the prompts and heads of a batch.
         waiting: sequences that wait at most. A task has at most `SHARE` times as many of the
@@ -89,7 +93,7 @@ class Limits:
         ValueError: a limit is not positive.
     """
 
-    tokens: int = 16384
+    tokens: int | None = None
     rows: int = 65536
     bytes: int = 2**62
     waiting: int = 4096
@@ -97,8 +101,28 @@ class Limits:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"limits: expected {limit.name} of at least 1, got {value}")
+
+    def suited(self, device: torch.device, longest: int) -> Self:
+        """These, with a number of tokens that suits a device, if there is none.
+
+        Args:
+            longest: the longest sequence in tokens.
+
+        Raises:
+            ValueError: the longest sequence has more.
+        """
+        tokens = self.tokens
+        if tokens is None:
+            fewest = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+            tokens = max(fewest, min(longest, GPU_TOKENS))
+        if longest > tokens:
+            raise ValueError(
+                f"limits: expected tokens of at least {longest} for the longest input, or a "
+                f"smaller max_length, got {tokens}"
+            )
+        return replace(self, tokens=tokens)
 
 
 @dataclass(frozen=True)

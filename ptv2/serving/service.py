@@ -87,14 +87,9 @@ class Service:
                 f"model: {model.backbone.config.model_type} takes no packed batches, expected a "
                 "backbone that does"
             )
-        limits = replace(limits or Limits(), bytes=budget)
         self._readers = Readers(model, tokenizer, max_length)
         longest = self._readers.length_beside(0)
-        if longest > limits.tokens:
-            raise ValueError(
-                f"limits: expected tokens of at least {longest} for the longest input, or a "
-                f"smaller max_length, got {limits.tokens}"
-            )
+        limits = (limits or Limits()).suited(model.backbone.device, longest)
         self.draining = False
         self.model = model.eval()
         self.bank = Bank(model, self._require_fit)
@@ -104,7 +99,7 @@ class Service:
         self._engine = Engine(model, budget)
         self.batcher = Batcher(
             self._engine.run,
-            limits,
+            replace(limits, bytes=budget),
             nbytes=self._engine.pool.nbytes,
             between=self._forget,
         )

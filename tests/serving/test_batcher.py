@@ -323,6 +323,17 @@ def test_limits_are_positive(name):
         Limits(**{name: 0})
 
 
+def test_the_tokens_of_a_batch_suit_the_device_and_the_longest_sequence() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert Limits().suited(cpu, 512).tokens == 2048
+    assert Limits().suited(cpu, 8192).tokens == 8192
+    assert Limits(waiting=7).suited(gpu, 512) == Limits(tokens=16384, waiting=7)
+    assert Limits(tokens=600).suited(cpu, 512).tokens == 600
+    for limits, longest in ((Limits(tokens=511), 512), (Limits(), 10**30)):
+        with pytest.raises(ValueError, match=f"limits: expected tokens of at least {longest}"):
+            limits.suited(cpu, longest)
+
+
 def test_what_can_never_wait_is_no_overload():
     batcher = Batcher(Machine(), Limits(waiting=3))
     message = "inputs: expected at most 3 sequences, got 4"
