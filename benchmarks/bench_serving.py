@@ -41,7 +41,14 @@ from measure import default_device, write_json
 from serving_cost import MANY, engine_costs
 from serving_plot import plot, table, write_rows
 from serving_process import NAMES
-from serving_rounds import Load, compare_answers, measure_load, measure_memory, running
+from serving_rounds import (
+    TOLERANCE,
+    Load,
+    compare_answers,
+    measure_load,
+    measure_memory,
+    running,
+)
 from serving_setup import Setup
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -73,6 +80,7 @@ def options() -> argparse.Namespace:
     add("--systems", nargs="+", choices=NAMES, default=list(NAMES))
     add("--adapters-python", help="of the environment with adapters")
     add("--device", default=str(default_device()))
+    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder")
     add("--threads", type=int, default=2)
     add("--tasks", type=int, default=32)
     add("--prompt-length", type=int, default=20)
@@ -114,6 +122,7 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     setup = Setup(
         encoder, str(folder / "texts.json"), args.tasks, args.exponent, args.prompt_length,
         args.batch_tokens, args.device, args.threads, int(args.memory * 2**30), args.seed,
+        args.dtype,
     )  # fmt: skip
     texts = tokenize(
         encoder, args.data, setup.config()["max_position_embeddings"] - args.prompt_length
@@ -143,7 +152,9 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             except NotImplementedError as error:
                 leave_out(pythons, results, name, str(error))
                 processes.pop(name).close()
-        results["differences"] = compare_answers(processes, COMPARED, args.seed)
+        results["differences"] = compare_answers(
+            processes, COMPARED, args.seed, TOLERANCE[args.dtype]
+        )
         results["load"] = measure_load(processes, load, args.seed)
     usual = replace(setup, same_answers=False)
     pythons.pop("bare", None)

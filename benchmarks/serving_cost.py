@@ -13,8 +13,8 @@ from measure import time_interleaved
 from serving_setup import Setup
 from serving_systems import feature, served_task
 
-from ptv2 import PromptModel
 from ptv2.serving import BUDGET, Engine, Served
+from ptv2.serving.backbone import load_backbone
 
 BATCH, BATCHES = 32, 8
 """Sequences of a batch, and how many different batches there are."""
@@ -33,7 +33,7 @@ def engine_costs(setup: Setup, texts: Sequence[list[int]], rounds: int, many: in
     batches = [[feature(draw.choice(texts)) for _ in range(BATCH)] for _ in range(BATCHES)]
     tasks = [served_task(setup, number) for number in range(many)]
     bare = [served_task(setup, number, prompted=False) for number in range(FEW)]
-    model = PromptModel.from_pretrained(setup.encoder).eval().to(setup.device)
+    model = load_backbone(setup.encoder, torch.device(setup.device), setup.dtype)
     room = 2**40
     kinds = {
         "bare": _answering(Engine(model, room), bare, batches),

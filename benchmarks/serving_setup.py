@@ -37,6 +37,7 @@ class Setup:
         exponent: of Zipf's law over them.
         batch_tokens: of a batch at most, where it is not ptv2's.
         memory: in bytes that copies of the encoder may take.
+        dtype: of the encoder's weights, fp32, bf16 or fp16.
         same_answers: give what PEFT's sequence classification gives: the head sees the first
             token through the encoder's pooler, positions begin behind the prompt. Else ptv2 has
             its usual head on the mean.
@@ -52,6 +53,7 @@ class Setup:
     threads: int
     memory: int
     seed: int
+    dtype: str = "fp32"
     same_answers: bool = True
 
     @classmethod
@@ -62,6 +64,11 @@ class Setup:
     def write(self) -> str:
         """As JSON."""
         return json.dumps(asdict(self))
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
     def config(self) -> dict[str, Any]:
         """The encoder's configuration."""

@@ -15,10 +15,11 @@ from serving_setup import LABELS, Setup, flat, padded
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from ptv2 import PromptConfig, PromptModel
+from ptv2 import PromptConfig
 from ptv2.heads import Head
 from ptv2.pools import FoldedPrompt
 from ptv2.serving import Job, Limits, Served, Service
+from ptv2.serving.backbone import load_backbone
 
 
 class Ptv2:
@@ -33,7 +34,7 @@ class Ptv2:
     def __init__(self, setup: Setup, prompted: bool = True) -> None:
         self._setup, self._prompted = setup, prompted
         limits = Limits(waiting=2**20)
-        model = PromptModel.from_pretrained(setup.encoder).to(setup.device)
+        model = load_backbone(setup.encoder, torch.device(setup.device), setup.dtype)
         self.service = Service(model, limits=limits)
         self._tasks: list[Served] = []
         self._jobs: list[Job] = []
@@ -187,7 +188,7 @@ class Copies(Grouped):
         for number in range(len(self._models), tasks):
             model, task = deepcopy(self._original), self._setup.task(number)
             for own, theirs in zip(model.classifier.parameters(), task[1:], strict=True):
-                own.data = theirs.to(self._setup.device)
+                own.data = theirs.to(own)
             self._models.append(model)
 
     def task_bytes(self) -> int:
@@ -200,7 +201,7 @@ class Copies(Grouped):
 def classifier(setup: Setup, labels: int) -> Any:
     """The stock sequence classifier on the encoder."""
     model = AutoModelForSequenceClassification.from_pretrained(setup.encoder, num_labels=labels)
-    return model.eval().requires_grad_(False).to(setup.device)
+    return model.eval().requires_grad_(False).to(setup.device, setup.precision)
 
 
 def nbytes(module: nn.Module) -> int:
