@@ -83,11 +83,15 @@ def test_answers_that_differ_give_no_speed() -> None:
             return self.found
 
     same = {"ptv2": Answering([1, 2], [1, 2]), "peft": Answering([1, 2, 0], [1, 2, 0])}
-    assert compare_answers(same, 1, 0) == {"ptv2, alone": 0, "peft, alone": 0, "peft, ptv2": 0}
+    assert compare_answers(same, 1, 0, 1e-4) == {
+        "ptv2, alone": 0,
+        "peft, alone": 0,
+        "peft, ptv2": 0,
+    }
     for wrong in (Answering([1, 3], [1, 3]), Answering([1, 2], [math.nan, 2])):
         with pytest.raises(SystemExit, match="no speed is reported"):
-            compare_answers(same | {"adapters": wrong}, 1, 0)
-    assert compare_answers({"copies": Answering([1], [1])}, 1, 0) == {"copies, alone": 0}
+            compare_answers(same | {"adapters": wrong}, 1, 0, 1e-4)
+    assert compare_answers({"copies": Answering([1], [1])}, 1, 0, 1e-4) == {"copies, alone": 0}
 
 
 def setup_of(folder: Path, **changes: Any) -> Any:
