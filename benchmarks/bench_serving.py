@@ -5,8 +5,9 @@
         --adapters-python build/adapters/bin/python
     python benchmarks/bench_serving.py --output benchmarks/results/serving.json --plot build
 
-DATA has sst2/dev.jsonl; without it a few sentences stand in. PEFT is `pip install peft`. What is
-not there is left out, and the results say so. The default takes 20 minutes, `--quick` 3. Beside
+DATA has sst2/dev.jsonl; without it a few sentences stand in. `--random` needs no files: a
+BERT-base of random weights and texts of random tokens. PEFT is `pip install peft`. What is not
+there is left out, and the results say so. The default takes 20 minutes, `--quick` 3. Beside
 the JSON file lies a CSV file of the same name.
 
 Every system is a process of its own and answers the same requests: texts that are tokens already,
@@ -29,6 +30,7 @@ of 32 costs ptv2 with prompts and without, with few tasks and with many.
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -36,8 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_quality import machine
-from measure import default_device, write_json
+from measure import default_device, provenance, write_json
 from serving_cost import MANY, engine_costs
 from serving_plot import plot, table, write_rows
 from serving_process import NAMES
@@ -50,7 +51,7 @@ from serving_rounds import (
     running,
 )
 from serving_setup import Setup
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging
 
 from ptv2.demo import encoder_directory
@@ -65,6 +66,16 @@ TEXTS = (
 QUICK = {
     "seconds": 1.5, "fewest": 30, "rounds": 1, "points": 3, "memory_tasks": [10, 32], "many": 200,
 }  # fmt: skip
+TOY = {
+    "random": True, "systems": ["ptv2", "bare"], "tasks": 3, "prompt_length": 4, "fewest": 5,
+    "seconds": 0.05, "rounds": 1, "points": 2, "memory_tasks": [2], "many": 12, "bound": 20.0,
+}  # fmt: skip
+TOY_SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+}  # fmt: skip
+RANDOM_TEXTS = 256
+SHORTEST, LONGEST = 5, 50
+"""Tokens of a random text."""
 COMPARED = 48
 """Requests whose answers are compared."""
 
@@ -77,6 +88,7 @@ def options() -> argparse.Namespace:
     add("--output", type=Path, required=True)
     add("--data", type=Path, help="has sst2/dev.jsonl")
     add("--encoder", type=Path, default=None, help="a BERT's folder; MiniLM if there is none")
+    add("--random", action="store_true", help="a BERT-base and texts without meaning")
     add("--systems", nargs="+", choices=NAMES, default=list(NAMES))
     add("--adapters-python", help="of the environment with adapters")
     add("--device", default=str(default_device()))
@@ -97,11 +109,14 @@ def options() -> argparse.Namespace:
     add("--many", type=int, default=MANY, help="tasks of the batches with many")
     add("--seed", type=int, default=0)
     add("--quick", action="store_true", help="fewer and shorter measurements")
+    add("--toy", action="store_true", help="tiny, random, and ptv2 alone: does it run?")
     add("--plot", type=Path, help="a folder for pictures of what --output has")
     args = parser.parse_args()
-    if args.quick:
-        parser.set_defaults(**QUICK)
+    if args.quick or args.toy:
+        parser.set_defaults(**(TOY if args.toy else QUICK))
         args = parser.parse_args()
+    if args.random and (args.encoder or args.data):
+        parser.error("--random: expected neither --encoder nor --data with it")
     if args.plot and not args.output.is_file():
         parser.error(f"--plot: there are no results in {args.output}")
     return args
@@ -114,27 +129,46 @@ def tokenize(encoder: str, data: Path | None, longest: int) -> list[list[int]]:
     return tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
 
 
+def save_random_encoder(folder: Path, toy: bool, seed: int) -> None:
+    """A BERT-base of random weights, or a tiny one."""
+    torch.manual_seed(seed)
+    BertModel(BertConfig(**(TOY_SIZES if toy else {}))).save_pretrained(folder)
+
+
+def random_texts(words: int, seed: int) -> list[list[int]]:
+    """Token ids without meaning, of lengths that sentences have."""
+    draw = random.Random(seed)
+    lengths = [draw.randint(SHORTEST, LONGEST) for _ in range(RANDOM_TEXTS)]
+    return [[draw.randrange(words) for _ in range(length)] for length in lengths]
+
+
 def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure everything."""
     bound = args.bound or (50.0 if args.device.startswith("cuda") else 500.0)
     load = Load(bound / 1000, args.seconds, args.fewest, args.rounds, args.first_rate, args.points)
+    if args.random:
+        args.encoder = folder / "random BERT"
+        save_random_encoder(args.encoder, args.toy, args.seed)
     encoder = str(args.encoder or encoder_directory())
     setup = Setup(
         encoder, str(folder / "texts.json"), args.tasks, args.exponent, args.prompt_length,
         args.batch_tokens, args.device, args.threads, int(args.memory * 2**30), args.seed,
         args.dtype,
     )  # fmt: skip
-    texts = tokenize(
-        encoder, args.data, setup.config()["max_position_embeddings"] - args.prompt_length
+    config = setup.config()
+    texts = (
+        random_texts(config["vocab_size"], args.seed)
+        if args.random
+        else tokenize(encoder, args.data, config["max_position_embeddings"] - args.prompt_length)
     )
     Path(setup.texts).write_text(json.dumps(texts))
     results: dict[str, Any] = {
-        "machine": machine(),
+        "provenance": provenance(torch.device(args.device)),
         "settings": {
             **asdict(setup),
             **asdict(load),
             "encoder": "MiniLM" if args.encoder is None else args.encoder.name,
-            "texts": "built in" if args.data is None else "sst2/dev.jsonl",
+            "texts": "sst2/dev.jsonl" if args.data else "random" if args.random else "built in",
         },
         "tokens of a text": sum(map(len, texts)) / len(texts),
         "left out": {},

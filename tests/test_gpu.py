@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
-STEPS = ("hardware", "check", "kernel", "tiles", "kernel-tuned", "host", "model")
+STEPS = ("hardware", "check", "kernel", "tiles", "kernel-tuned", "host", "model", "serving")
 
 
 def rehearse(folder, *arguments, **environment):
