@@ -122,13 +122,17 @@ async def overload(
 
 
 @asynccontextmanager
-async def serving(folder: Path, waiting: int, threads: int) -> AsyncIterator[tuple[int, Any]]:
+async def serving(
+    folder: Path, waiting: int, batch_tokens: int | None, threads: int
+) -> AsyncIterator[tuple[int, Any]]:
     """A server's port and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "ptv2", "serve", "--backbone", str(encoder_directory())]
     command += ["--prompts", str(folder), "--port", str(port), "--max-waiting", str(waiting)]
+    if batch_tokens is not None:
+        command += ["--batch-tokens", str(batch_tokens)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(command, env=environment)
     try:
@@ -159,7 +163,7 @@ async def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         inputs = chosen.choices(texts, k=args.texts)
         return json.dumps({"inputs": inputs}).encode(), chosen.randrange(TASKS)
 
-    async with serving(folder, args.waiting, args.threads) as (port, process):
+    async with serving(folder, args.waiting, args.batch_tokens, args.threads) as (port, process):
         await overload(port, draw, 100, args.seconds)  # warm
         able, found, busy, memory = [], [], 0.0, [process.memory_info().rss]
         for _ in range(args.rounds):
@@ -194,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=8, help="of a request")
     parser.add_argument("--waiting", type=int, default=256, help="the server's --max-waiting")
+    parser.add_argument("--batch-tokens", type=int, help="the server's; None: its default")
     parser.add_argument("--threads", type=int, default=1, help="of the server")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()

@@ -47,7 +47,7 @@ from ptv2.run_directory import environment
 from ptv2.storage import write_json
 from ptv2.tasks import Task, load_data, make_task
 from ptv2.train_config import TrainConfig
-from ptv2.training import fit
+from ptv2.training import fit, prepare_module
 
 Method = Callable[[Task, PromptConfig, TrainConfig], nn.Module]
 
@@ -77,6 +77,8 @@ PROBLEMS = {
 }
 SEARCH = {"learning_rate": (3e-3, 1e-2, 3e-2), "prompt_length": (16, 64)}
 """What is tried for a prompt, ours or PEFT's."""
+OURS = {"packing", "backbone_dropout", "checkpointing", "compile"}
+"""What only the prompt's training heeds."""
 SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 4
 MAX_LENGTH = 384
 """Of the windows of question answering, as usual; nothing else is that long."""
@@ -134,7 +136,7 @@ class Prefixed(nn.Module):
 def prompted(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
     model = PromptModel.from_pretrained(encoder_directory())
     model.add_task("task", config)
-    return model.for_task("task", train.backbone_dropout)
+    return prepare_module(model, "task", train)
 
 
 def fine_tuned(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
@@ -324,10 +326,10 @@ def main() -> None:
 
 def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
     """Why the options cannot be had, by the methods or beside the runs that are done."""
-    ours = {"packing": args.set.get("packing"), "backbone_dropout": "backbone_dropout" in args.set}
-    for name, wanted in ours.items():
-        if wanted and set(args.methods) != {"prompt"}:
-            return f"--set: the other methods have no {name}, expected --methods prompt"
+    if set(args.methods) != {"prompt"}:
+        for name in OURS & args.set.keys():
+            if args.set[name] != getattr(TrainConfig, name):
+                return f"--set: the other methods have no {name}, expected --methods prompt"
     if "peft" in args.methods:
         try:
             import peft  # noqa: F401

@@ -25,7 +25,8 @@ First they have to give the same answers: ptv2, peft and adapters as each other,
 batch as alone. Then every round looks for the highest rate at which the 99th percentile of
 latency keeps to a bound, and measures latencies at the same rates for all. A latency counts from
 the moment at which a request was due. Then come memory by the number of tasks, and what a batch
-of 32 costs ptv2 with prompts and without, with few tasks and with many.
+of 32 costs ptv2 with prompts and without, with few tasks and with many, and what the size of
+batches does.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from typing import Any
 
 import torch
 from measure import default_device, provenance, write_json
-from serving_cost import MANY, engine_costs
+from serving_cost import MANY, engine_costs, size_costs
 from serving_plot import plot, table, write_rows
 from serving_process import NAMES
 from serving_rounds import (
@@ -92,7 +93,7 @@ def options() -> argparse.Namespace:
     add("--systems", nargs="+", choices=NAMES, default=list(NAMES))
     add("--adapters-python", help="of the environment with adapters")
     add("--device", default=str(default_device()))
-    add("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the encoder")
+    add("--dtype", choices=list(TOLERANCE), default="fp32", help="of its weights")
     add("--threads", type=int, default=2)
     add("--tasks", type=int, default=32)
     add("--prompt-length", type=int, default=20)
@@ -196,6 +197,7 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     results["memory"] = measure_memory(pythons, usual, args.memory_tasks)
     print("batches", flush=True)
     results["engine"] = engine_costs(usual, texts, 20 * args.rounds, args.many)
+    results["sizes"] = size_costs(usual, texts, 2 * args.rounds + 1)
     return results
 
 

@@ -43,7 +43,7 @@ class Adapters:
             for own, theirs in zip(self._model.heads[name].parameters(), task[1:], strict=True):
                 own.data.copy_(theirs)
         self._tasks = tasks
-        self._model.eval().requires_grad_(False).to(self._setup.device, self._setup.precision)
+        self._model.eval().requires_grad_(False).to(self._setup.device, self._setup.torch_dtype)
 
     def task_bytes(self) -> int:
         """Of the last task."""

@@ -6,6 +6,7 @@ Part of `bench_serving.py`; tasks have the usual head, one linear layer on the m
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from ptv2.serving.backbone import load_backbone
 BATCH, BATCHES = 32, 8
 """Sequences of a batch, and how many different batches there are."""
 FEW, MANY = 10, 1000
+SIZES = (8, 32, 128, 512)
+"""Sequences of a batch, each of which divides the last."""
 
 
 def engine_costs(setup: Setup, texts: Sequence[list[int]], rounds: int, many: int) -> Any:
@@ -45,6 +48,27 @@ def engine_costs(setup: Setup, texts: Sequence[list[int]], rounds: int, many: in
         "sequences of a batch": BATCH,
         "tokens of a batch": sum(len(x["input_ids"]) for batch in batches for x in batch)
         / BATCHES,
+        "seconds": time_interleaved(kinds, torch.device(setup.device), rounds),
+    }
+
+
+def size_costs(setup: Setup, texts: Sequence[list[int]], rounds: int) -> Any:
+    """Median seconds of the same sequences, by how many are a batch."""
+    draw = random.Random(setup.seed)
+    drawn = [feature(draw.choice(texts)) for _ in range(SIZES[-1])]
+    tasks = [served_task(setup, number) for number in range(FEW)]
+    chosen = draw.choices(tasks, k=len(drawn))
+    model = load_backbone(setup.encoder, torch.device(setup.device), setup.dtype)
+    engine = Engine(model, 2**40)
+
+    def answer(size: int) -> None:
+        for first in range(0, len(drawn), size):
+            engine.run(chosen[first : first + size], drawn[first : first + size])
+
+    kinds = {str(size): partial(answer, size) for size in SIZES}
+    return {
+        "sequences": len(drawn),
+        "tokens": sum(len(x["input_ids"]) for x in drawn),
         "seconds": time_interleaved(kinds, torch.device(setup.device), rounds),
     }
 

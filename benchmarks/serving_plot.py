@@ -44,6 +44,9 @@ def table(results: dict[str, Any]) -> str:
     bare = seconds["bare"]
     for name, value in seconds.items():
         lines.append(f"  {name:<28}{value * 1000:>8.1f}{value / bare:>7.2f} of bare")
+    sizes = results["sizes"]
+    lines.append(f"ptv2, {sizes['sequences']} sequences in batches of")
+    lines += [f"  {size:<28}{value * 1000:>8.1f}" for size, value in sizes["seconds"].items()]
     return "\n".join(lines)
 
 

@@ -66,8 +66,8 @@ class Setup:
         return json.dumps(asdict(self))
 
     @property
-    def precision(self) -> torch.dtype:
-        """The dtype."""
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
     def config(self) -> dict[str, Any]:

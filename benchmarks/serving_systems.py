@@ -201,7 +201,7 @@ class Copies(Grouped):
 def classifier(setup: Setup, labels: int) -> Any:
     """The stock sequence classifier on the encoder."""
     model = AutoModelForSequenceClassification.from_pretrained(setup.encoder, num_labels=labels)
-    return model.eval().requires_grad_(False).to(setup.device, setup.precision)
+    return model.eval().requires_grad_(False).to(setup.device, setup.torch_dtype)
 
 
 def nbytes(module: nn.Module) -> int:

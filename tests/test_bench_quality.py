@@ -48,16 +48,17 @@ def test_runs_are_written_at_once_and_not_repeated(
     assert "± " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("dropout", [True, False])
-def test_the_backbone_of_a_prompt_drops_out_as_settings_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: bool
+def test_a_prompt_is_trained_as_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = save_encoder(tmp_path / "encoder")
     monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
     config = PromptConfig("sequence-classification", ("a", "b"))
-    train = TrainConfig(backbone_dropout=dropout)
-    module = bench_quality.prompted(SequenceClassification(None), config, train).train()
-    assert module.backbone.training == dropout
+    for train in (TrainConfig(), TrainConfig(backbone_dropout=False, checkpointing="layers")):
+        module = bench_quality.prompted(SequenceClassification(None), config, train).train()
+        assert module.backbone.training == train.backbone_dropout
+        layer = module.backbone.encoder.layer[0]
+        assert layer.gradient_checkpointing == (train.checkpointing == "layers")
 
 
 def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +134,7 @@ def test_what_peft_refuses_and_its_search_are_recorded(
         (("--search", "--set", '{"prompt_length": 3}'), "would overwrite prompt_length"),
         (("--set", '{"packing": true}'), "have no packing"),
         (("--set", '{"backbone_dropout": false}'), "have no backbone_dropout"),
+        (("--set", '{"compile": true}'), "have no compile"),
     ):
         with pytest.raises(SystemExit):
             bench(*options)

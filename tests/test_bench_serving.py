@@ -176,6 +176,7 @@ def test_a_tiny_run(
     assert peft[0]["bytes of a task"] == 4 * (4 * 2 * 2 * 16 + 6 * (16 + 1))
     kinds = {"bare", "10 tasks", "12 tasks", "12 tasks in 256 MiB"}
     assert results["engine"]["seconds"].keys() == kinds
+    assert results["sizes"]["seconds"].keys() == {"8", "32", "128", "512"}
     assert results["provenance"]["versions"]["torch"]
     assert str(tmp_path) not in json.dumps(results["settings"])
     said = capsys.readouterr().out
@@ -199,3 +200,19 @@ def test_a_plot_needs_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.argv", ["bench_serving", *options])
     with pytest.raises(SystemExit):
         bench_serving.main()
+
+
+@pytest.mark.parametrize("other", ["--data", "--encoder"])
+def test_random_texts_are_of_no_encoder_or_data(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    other: str,
+) -> None:
+    import bench_serving
+
+    options = ["--output", str(tmp_path / "x.json"), "--random", other, str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["bench_serving", *options])
+    with pytest.raises(SystemExit):
+        bench_serving.main()
+    assert "--random: expected neither --encoder nor --data" in capsys.readouterr().err

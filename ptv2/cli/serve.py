@@ -28,7 +28,8 @@ def serve(
         str | None, option("fp32, bf16 or fp16, of the encoder; bf16 on a GPU, else fp32.")
     ] = None,
     batch_tokens: Annotated[
-        int | None, option("Tokens of a batch at most; 16384 on a GPU, else 2048.")
+        int | None,
+        option("Tokens of a batch at most; 16384 on a GPU, else 2048 or the longest input."),
     ] = None,
     max_waiting: Annotated[
         int, option("Sequences that wait at most; more are refused.")

@@ -13,7 +13,7 @@ from ..tasks.task import Feature
 from .served import Served
 
 CPU_TOKENS, GPU_TOKENS = 2048, 16384
-"""Of a batch. More make a CPU no faster, later and larger in memory (docs/serving.md)."""
+"""Of a batch. More would make a CPU no faster, but its answers later (docs/serving.md)."""
 SHARE = 4
 """Of the places that are free: dynamic thresholds, as Choudhury and Hahne (1998) have them."""
 

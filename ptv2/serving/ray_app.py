@@ -44,7 +44,8 @@ class Arguments(BaseModel):
         prompts: directory with a saved prompt in each of its folders, as every machine finds it.
         dtype: fp32, bf16 or fp16, of the encoder; by default bf16 on an accelerator, else fp32.
         max_length: longest input in tokens, if less than the backbone allows.
-        batch_tokens: of a batch at most; by default 16,384 on an accelerator, else 2,048.
+        batch_tokens: of a batch at most; by default 16,384 on an accelerator, else 2,048 or
+            the longest input.
         max_waiting: sequences that wait in a replica at most; more are refused.
         prompt_memory: for prompts on the device of a replica, such as "256MB".
     """
