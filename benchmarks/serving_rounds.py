@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from statistics import median
 from typing import Any
 
@@ -13,8 +13,8 @@ from serving_setup import Setup
 
 EQUAL = ("ptv2", "peft", "adapters")
 """The systems that give the same answers."""
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.02}
-"""Of logits, which are about 5, by the encoder's dtype."""
+TOLERANCE = {"fp32": 3e-5, "bf16": 0.03, "fp16": 0.004}
+"""Of the largest logit, by the encoder's dtype: some times what BERT-base was seen to differ by."""
 PRECISION = 1.06
 """The ratio of two rates between which the highest is not looked for any more."""
 SLOWEST = 0.1
@@ -70,7 +70,9 @@ def compare_answers(
     for name in others:
         gap = _gap(answers[first]["together"], answers[name]["together"])
         gaps[f"{name}, {first}"] = gap
-    if wrong := {name: gap for name, gap in gaps.items() if not gap <= tolerance}:
+    rows = (row for found in answers.values() for row in found["together"])
+    largest = max((abs(x) for row in rows for x in row if isfinite(x)), default=0.0)
+    if wrong := {name: gap for name, gap in gaps.items() if not gap <= tolerance * largest}:
         raise SystemExit(f"the answers differ: {wrong}; no speed is reported")
     return gaps
 

@@ -88,9 +88,17 @@ def test_answers_that_differ_give_no_speed() -> None:
         "peft, alone": 0,
         "peft, ptv2": 0,
     }
-    for wrong in (Answering([1, 3], [1, 3]), Answering([1, 2], [math.nan, 2])):
+    wrong_answers = (
+        Answering([1, 3], [1, 3]),
+        Answering([1, 2.1], [1, 2.1]),
+        Answering([1, 2], [math.nan, 2]),
+        Answering([1, math.inf], [1, 2]),
+    )
+    for wrong in wrong_answers:
         with pytest.raises(SystemExit, match="no speed is reported"):
             compare_answers(same | {"adapters": wrong}, 1, 0, 1e-4)
+    near = {"ptv2": Answering([1, 20], [1, 20]), "peft": Answering([1, 20.1], [1, 20.1])}
+    assert compare_answers(near, 1, 0, 0.01)["peft, ptv2"] == pytest.approx(0.1)
     assert compare_answers({"copies": Answering([1], [1])}, 1, 0, 1e-4) == {"copies, alone": 0}
 
 
