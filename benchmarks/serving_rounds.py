@@ -14,7 +14,7 @@ from serving_setup import Setup
 EQUAL = ("ptv2", "peft", "adapters")
 """The systems that give the same answers."""
 TOLERANCE = {"fp32": 3e-5, "bf16": 0.03, "fp16": 0.004}
-"""Of the largest logit, by the encoder's dtype: some times what BERT-base was seen to differ by."""
+"""Of the largest logit, by the encoder's dtype: three times what BERT-base's answers differ by."""
 PRECISION = 1.06
 """The ratio of two rates between which the highest is not looked for any more."""
 SLOWEST = 0.1
