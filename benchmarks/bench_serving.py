@@ -17,6 +17,7 @@ nobody. All take what waits, ptv2 up to its usual number of tokens, the others u
 
 - ptv2: `ptv2.serving.Service`, all tasks in a packed batch;
 - bare: the same without prompts, which is the least that ptv2 can cost;
+- compiled: the same with the encoder compiled by torch, as `ptv2 serve --compile` has it;
 - peft: PEFT's prefix tuning, one model with an adapter a task, a padded batch for each task;
 - adapters: one padded batch with a `BatchSplit` over the tasks;
 - copies: an encoder for every task, a padded batch for each.
@@ -192,7 +193,8 @@ def bench(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         results["load"] = measure_load(processes, load, args.seed)
     usual = replace(setup, same_answers=False)
-    pythons.pop("bare", None)
+    for name in ("bare", "compiled"):  # a task takes as much
+        pythons.pop(name, None)
     print("memory", flush=True)
     results["memory"] = measure_memory(pythons, usual, args.memory_tasks)
     print("batches", flush=True)

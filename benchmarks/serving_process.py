@@ -23,7 +23,7 @@ from serving_load import Request, draw_requests, measure
 from serving_setup import Setup
 from transformers.utils import logging
 
-NAMES = ("ptv2", "bare", "peft", "adapters", "copies")
+NAMES = ("ptv2", "bare", "compiled", "peft", "adapters", "copies")
 
 
 class Process:
@@ -136,8 +136,8 @@ def _make(name: str, setup: Setup) -> Any:
     import serving_systems as systems
 
     match name:
-        case "ptv2" | "bare":
-            return systems.Ptv2(setup, prompted=name == "ptv2")
+        case "ptv2" | "bare" | "compiled":
+            return systems.Ptv2(setup, name != "bare", name == "compiled")
         case "peft":
             return systems.Peft(setup)
         case "copies":
@@ -155,7 +155,7 @@ def main() -> None:
         command, arguments = json.loads(line)
         try:
             found = {"answer": getattr(commands, command)(**arguments)}
-        except (ImportError, MemoryError) as error:
+        except (ImportError, MemoryError, NotImplementedError) as error:
             found = {"refused": f"{type(error).__name__}: {error}"}
         print(json.dumps(found), file=answers, flush=True)
 

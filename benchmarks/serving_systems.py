@@ -29,13 +29,14 @@ class Ptv2:
 
     Args:
         prompted: False leaves the prompts out, and nothing else.
+        compile: as `Service` has it.
     """
 
-    def __init__(self, setup: Setup, prompted: bool = True) -> None:
+    def __init__(self, setup: Setup, prompted: bool = True, compile: bool = False) -> None:
         self._setup, self._prompted = setup, prompted
         limits = Limits(waiting=2**20)
         model = load_backbone(setup.encoder, torch.device(setup.device), setup.dtype)
-        self.service = Service(model, limits=limits)
+        self.service = Service(model, limits=limits, compile=compile)
         self._tasks: list[Served] = []
         self._jobs: list[Job] = []
 

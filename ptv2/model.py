@@ -1,7 +1,7 @@
 """PromptModel: one frozen backbone, and a prompt and a head for each task."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -221,6 +221,7 @@ class PromptModel(PromptStore):
         prompts: PromptBatch,
         configs: Sequence[PromptConfig | None],
         output_hidden_states: bool = False,
+        call: Callable[..., BaseModelOutput] | None = None,
     ) -> BaseModelOutput:
         """Run the backbone with prompts that lie anywhere, also with none of this model's tasks.
 
@@ -229,10 +230,11 @@ class PromptModel(PromptStore):
             prompts: of the batch; they say whether it is packed.
             configs: of each sequence's task, None for the bare backbone; one for all if there is
                 one.
+            call: the family's `encode`, compiled; None: as it is.
         """
         inputs = as_trained(self.backbone, self._accepted, inputs, prompts.packed, configs)
-        family = family_of(self.backbone.config.model_type)
-        encoded = family.encode(self.backbone, inputs, prompts, output_hidden_states)
+        call = call or family_of(self.backbone.config.model_type).encode
+        encoded = call(self.backbone, inputs, prompts, output_hidden_states)
         prompts.require_taken()
         return BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states)
 

@@ -53,10 +53,10 @@ def shifted_positions(
         ValueError: the backbone has no position for the last token of a sequence.
     """
     padding_id, device = position_padding(backbone), backbone.device
-    offset = by_token(torch.tensor(offsets, device=device), packed)
     position = inputs.get("position_ids")
     if position is None:
         position = _padded_positions(inputs, padding_id)
+    offset = by_token(torch.tensor(offsets, dtype=position.dtype, device=device), packed)
     shifted = position + offset
     if padding_id is not None:  # padding has a position of its own
         shifted = torch.where(position == padding_id, position, shifted)

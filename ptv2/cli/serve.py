@@ -27,6 +27,9 @@ def serve(
     dtype: Annotated[
         str | None, option("fp32, bf16 or fp16, of the encoder; bf16 on a GPU, else fp32.")
     ] = None,
+    compile: Annotated[
+        bool, option("Compile the encoder first, which takes a minute.", "--compile")
+    ] = False,
     batch_tokens: Annotated[
         int | None,
         option("Tokens of a batch at most; 16384 on a GPU, else 2048 or the longest input."),
@@ -59,6 +62,7 @@ def serve(
         limits=Limits(tokens=batch_tokens, waiting=max_waiting),
         max_length=max_length,
         patience=patience,
+        compile=compile,
     )
     for name in names:
         service.bank.load(prompts / name, name)

@@ -25,6 +25,8 @@ class Pool:
         budget: bytes of prompts and heads at most, with what is kept free for more of them. Where
             it is short of free memory, keys or values of one layer are there twice for a moment.
         by_call_order: as `PromptBatch` has it.
+        alike: batches have keys, values, gates and bounds of its own in every layer, also where
+            no task of theirs has any, so that code compiled for one is right for all.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Pool:
         device: torch.device,
         budget: int,
         by_call_order: bool,
+        alike: bool = False,
     ) -> None:
         shape = (geometry.heads, geometry.head_dim)
         self._layers = geometry.layers
@@ -43,6 +46,7 @@ class Pool:
         self.heads = HeadStore(geometry.hidden_size, device)
         self._places: OrderedDict[Served, range] = OrderedDict()  # the last is the last used
         self._by_call_order = by_call_order
+        self._alike = alike
         self._device = device
         self.budget = budget
         self.used = 0
@@ -132,7 +136,7 @@ class Pool:
             tasks: of each sequence, all of them placed.
         """
         places = {task: place for place, task in enumerate(dict.fromkeys(tasks))}
-        gated = any(task.prompt.gate is not None for task in places)
+        gated = self._alike or any(task.prompt.gate is not None for task in places)
         bounds: dict[tuple[bool, ...], Tensor] = {}
         pools: list[LayerPrompts | None] = []
         for layer in range(self._layers):
@@ -140,8 +144,9 @@ class Pool:
             if present not in bounds:
                 bounds[present] = self._bounds(list(places), present)
             key, value, gate = self._prompts.tensors[3 * layer : 3 * layer + 3]
-            prompts = LayerPrompts(key, value, gate if gated else None, bounds[present])
-            pools.append(prompts if any(present) else None)
+            own = bounds[present].clone() if self._alike else bounds[present]
+            prompts = LayerPrompts(key, value, gate if gated else None, own)
+            pools.append(prompts if self._alike or any(present) else None)
         ids = torch.tensor([places[task] for task in tasks], device=self._device)
         return PromptBatch(pools, ids, packed, self._by_call_order)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from ..config import PromptConfig
 from ..inputs import packable
 from ..model import PromptModel
 from ..readers import Readers
@@ -64,9 +65,10 @@ class Service:
         limits: of the batches and of what waits.
         max_length: longest input in tokens, if less than the backbone allows.
         patience: seconds that a request may wait for a batch.
+        compile: run the backbone compiled by `torch.compile`, which takes a minute here.
 
     Raises:
-        NotImplementedError: the backbone takes no packed batches.
+        NotImplementedError: the backbone takes no packed batches, or cannot be compiled.
         ValueError: no batch could hold the longest input, or the patience is not positive.
     """
 
@@ -79,6 +81,7 @@ class Service:
         limits: Limits | None = None,
         max_length: int | None = None,
         patience: float = 60.0,
+        compile: bool = False,
     ) -> None:
         if not patience > 0:
             raise ValueError(f"patience: expected a positive number of seconds, got {patience}")
@@ -96,7 +99,11 @@ class Service:
         self._tokenizing = threading.Lock()  # a tokenizer keeps the limits of its last call
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ptv2-texts")
         self._patience = patience
-        self._engine = Engine(model, budget)
+        self._engine = Engine(model, budget, compile=compile)
+        if compile:
+            reader = self._readers.reader(PromptConfig("feature-extraction"))
+            features = reader.prepare_inputs(["a", "a a"])
+            self._engine.warm_up([x for own in features for x in reader.sequences(own)])
         self.batcher = Batcher(
             self._engine.run,
             replace(limits, bytes=budget),
