@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 EXTRAS ?= test,dev
 
-.PHONY: demo test stress browser ray check format wheel aot sanitize gpu clean
+.PHONY: demo test stress browser ray bench micro check format wheel aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -40,6 +40,19 @@ STRESS := PTV2_TRIALS=10000 PTV2_REQUESTS=100000 PTV2_CASES=10000 PTV2_NAMES=100
 	PTV2_UNLUCKY=10000 PTV2_ENDS=50
 stress: $(READY)
 	$(STRESS) $(BIN)/python -m pytest tests/serving --show-capture=no
+
+# Beside the rivals, whose environments are made first. BENCH=--full takes a night, DATA a folder.
+RIVALS := build/rivals
+BENCH  ?= --quick
+bench: $(READY)
+	benchmarks/environments.sh $(RIVALS) $(BIN)/python
+	$(BIN)/ptv2 bench $(BENCH) --rivals $(RIVALS) --output build/bench $(if $(DATA),--data $(DATA))
+
+# Fails if attention has become slower by a fifth in terms of its rival; ADD=--add remembers the run.
+micro: $(READY)
+	$(PIP) pytest-benchmark
+	PYTHONPATH=benchmarks $(BIN)/python -m pytest -q -p no:xdist benchmarks/micro --benchmark-json=build/micro.json
+	$(BIN)/python benchmarks/micro_history.py build/micro.json --history benchmarks/results/micro.json $(ADD)
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -5,13 +5,15 @@
 
 A rival is timed only if its result and its five gradients agree with the reference in float64;
 what disagrees, or refuses the inputs, is listed with the reason. Times are medians of interleaved
-runs, with the inputs in the cache ("warm") or evicted from it ("cold").
+runs, with the inputs in the cache ("warm") or evicted from it ("cold"); the spread is the middle
+half of the runs, as a share of the median.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ from measure import (
     peak_bytes,
     provenance,
     saved_bytes,
-    time_interleaved,
+    spread,
+    times_interleaved,
     write_json,
 )
 from rivals import RIVALS, AttentionInputs, Plan, Rival, Unsupported, forget_shapes, refusals
@@ -187,15 +190,16 @@ def measure(problem: Problem, device: torch.device, rounds: int) -> list[dict[st
     grad_out = torch.randn_like(inputs.query)
     forward = {name: partial(without_grad, rival, inputs) for name, rival in rivals.items()}
     both = {name: partial(gradients, rival, inputs, grad_out) for name, rival in rivals.items()}
-    seconds = {
-        f"{part}, {state}": time_interleaved(functions, device, rounds, cold=state == "cold")
+    timed = {
+        f"{part}, {state}": times_interleaved(functions, device, rounds, cold=state == "cold")
         for part, functions in (("forward", forward), ("forward + backward", both))
         for state in ("warm", "cold")
     }
     for row in rows:
         name = row["rival"]
         if name in rivals:
-            row["seconds"] = {part: times[name] for part, times in seconds.items()}
+            row["seconds"] = {part: median(times[name]) for part, times in timed.items()}
+            row["spread"] = {part: spread(times[name]) for part, times in timed.items()}
             row["peak bytes, forward"] = peak_bytes(forward[name], device)
             row["peak bytes, forward + backward"] = peak_bytes(both[name], device)
             row["saved bytes"] = saved_bytes(partial(rivals[name], with_grad))

@@ -1,8 +1,8 @@
 """Many tasks served from one encoder: ptv2 beside PEFT, `adapters` and a model a task.
 
-    benchmarks/adapters_environment.sh build/adapters
+    benchmarks/environments.sh build/rivals
     python benchmarks/bench_serving.py --data DATA --output benchmarks/results/serving.json \\
-        --adapters-python build/adapters/bin/python
+        --adapters-python build/rivals/adapters/bin/python
     python benchmarks/bench_serving.py --output benchmarks/results/serving.json --plot build
 
 DATA has sst2/dev.jsonl; without it a few sentences stand in. `--random` needs no files: a

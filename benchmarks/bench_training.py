@@ -6,7 +6,10 @@ Frozen MiniLM and a random BERT-base under a classification head, in fp32, with 
 they have. "stock" has no prompt; its gradients run through all layers, as a prompt's do. PEFT's
 prefix tuning needs `pip install peft`; without it that rival is left out, and the results say so.
 PEFT counts positions from the prompt's end, so all get a position table of 640. The sentences are
-those of DATA/sst2/train.jsonl, 32 a batch as drawn at random. At the end: each ratio and its goal.
+those of DATA/sst2/train.jsonl, 32 a batch as drawn at random; without --data those of SNIPS that
+the package ships. First ptv2, padded and packed, and PEFT have to give the same states for the
+same prompt. At the end: each ratio and its goal. `--quick` has MiniLM's shortest case and the
+sentences.
 """
 
 import json
@@ -14,7 +17,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,13 +29,16 @@ from measure import (
     cpu_peak_bytes,
     peak_bytes,
     provenance,
-    time_interleaved,
+    spread,
+    times_interleaved,
     write_json,
 )
 from torch import nn
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from ptv2 import PromptConfig, PromptModel
+from ptv2.convert.foreign import unflatten
+from ptv2.demo import DATA as SNIPS
 from ptv2.memory import Allocations
 from ptv2.tasks import Collator, SequenceClassification
 
@@ -40,6 +46,8 @@ ENCODERS = ("MiniLM", "BERT-base")
 PROBLEMS = ((16, 128, 20), (32, 128, 64), (8, 512, 128))
 SENTENCES, SENTENCE_PROMPT = 32, 20
 POSITIONS = 640
+TOLERANCE = 1e-4
+"""Of the last hidden states, whose size is about 1."""
 CHECKPOINTING = {"ptv2, layers again": False, "ptv2, all but attention again": True}
 GOALS: dict[str, tuple[Callable[[Sequence[float]], float], float]] = {
     "time, ptv2 / stock": (geometric_mean, 1.02),
@@ -122,6 +130,39 @@ def models(name: str, length: int) -> dict[str, nn.Module]:
     return found
 
 
+@torch.no_grad()
+def differences(name: str) -> dict[str, float]:
+    """How far the last states of the same prompt are from those of ptv2, padded."""
+    length, lengths = 5, torch.tensor([16, 9])
+    inputs = random_batch(2, 16)
+    inputs["attention_mask"] = (torch.arange(16) < lengths[:, None]).long()
+    mask = inputs["attention_mask"].bool()
+    del inputs["labels"]
+    model = PromptModel(encoder(name).bert).eval()
+    config = PromptConfig("feature-extraction", prompt_length=length, position_offset=length)
+    model.add_task("same", config)
+    theirs = prefixed(name, length).eval() if "peft" not in left_out() else None
+    if theirs is not None:
+        prompt = theirs.prompt_encoder["default"].embedding.weight
+        model.prompts["same"].embedding.data = unflatten(prompt, model.geometry)
+    states = model(**inputs, task="same").last_hidden_state[mask]
+    ends = torch.tensor((0, *lengths)).cumsum(0).int()
+    packed = model(inputs["input_ids"][mask][None], task="same", cu_seqlens=ends, max_seqlen=16)
+    found = {"ptv2 packed": packed.last_hidden_state[0]}
+    if theirs is not None:
+        found["peft"] = theirs(**inputs, output_hidden_states=True).hidden_states[-1][mask]
+    return {rival: float((x - states).abs().max()) for rival, x in found.items()}
+
+
+def require_agreement(name: str) -> dict[str, float]:
+    """The differences, if they are small enough for a comparison."""
+    found = differences(name)
+    for rival, difference in found.items():
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"{rival}: states differ by {difference:.1e}; nothing is timed")
+    return found
+
+
 def stepper(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:
     """Forward, backward and an AdamW step on every batch."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -166,8 +207,10 @@ def measure(
     }
     if "packed" in batches:
         calls["ptv2 packed"] = stepper(everyone["ptv2"], batches["packed"])
+    timed = times_interleaved(calls, device, rounds)
     return {
-        "seconds": time_interleaved(calls, device, rounds),
+        "seconds": {rival: median(seconds) for rival, seconds in timed.items()},
+        "spread": {rival: spread(seconds) for rival, seconds in timed.items()},
         "peak bytes": {rival: peak(step, device) for rival, step in calls.items()},
         "kept bytes": {rival: kept_bytes(m, padded[0]) for rival, m in everyone.items()},
     }
@@ -186,9 +229,10 @@ def random_batch(rows: int, length: int) -> Batch:
     }
 
 
-def sentence_batches(data: Path, size: int, count: int) -> dict[str, list[Batch]]:
+def sentence_batches(data: Path | None, size: int, count: int) -> dict[str, list[Batch]]:
     """The same sentences in both layouts, `size` a batch."""
-    lines = (data / "sst2" / "train.jsonl").read_text().splitlines()
+    source = SNIPS if data is None else data / "sst2"
+    lines = (source / "train.jsonl").read_text().splitlines()
     drawn = random.Random(0).sample(lines, size * count)
     texts = [json.loads(line)["text"] for line in drawn]
     task = SequenceClassification(AutoTokenizer.from_pretrained(get_model_path()), max_length=128)
@@ -236,16 +280,21 @@ def line(label: str, ratios: list[float]) -> str:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="has sst2/train.jsonl")
+    parser.add_argument("--data", type=Path, help="has sst2/train.jsonl")
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--rounds", type=int, default=9, help="of the shortest; others have fewer")
+    parser.add_argument("--quick", action="store_true", help="two cases, MiniLM, fewer rounds")
     args = parser.parse_args()
-    problems = ((2, 16, 3),) if args.toy else PROBLEMS
+    if args.quick:
+        args.encoders, args.rounds = ENCODERS[:1], 5
+    problems = ((2, 16, 3),) if args.toy else PROBLEMS[: 1 if args.quick else None]
     results: dict[str, Any] = {"provenance": provenance(args.device), "left out": left_out()}
-    results["cases"] = {}
+    results["texts"] = "sst2/train.jsonl" if args.data else "SNIPS, as shipped"
+    results["cases"], results["differences"] = {}, {}
     for rival, reason in results["left out"].items():
         print(f"{rival} is left out: {reason}", flush=True)
     for name in ENCODERS[:1] if args.toy else args.encoders:
+        results["differences"][name] = require_agreement(name)
         rounds = args.rounds if name == "MiniLM" else max(2, args.rounds // 3)
         cases = {
             f"{rows} x {length}, {prompt}": (prompt, {"padded": [random_batch(rows, length)]})

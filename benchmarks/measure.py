@@ -6,11 +6,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -110,7 +110,27 @@ def time_interleaved(
     *,
     cold: bool = False,
 ) -> dict[Any, float]:
-    """Median seconds of each function; they take turns, so that a slow phase meets all of them.
+    """Median seconds of each function, as `times_interleaved` finds them."""
+    timed = times_interleaved(functions, device, rounds, cold=cold)
+    return {name: median(seconds) for name, seconds in timed.items()}
+
+
+def spread(values: Sequence[float]) -> float:
+    """The middle half of some values, from end to end, as a share of their median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def times_interleaved(
+    functions: dict[Any, Callable[[], Any]],
+    device: torch.device,
+    rounds: int,
+    *,
+    cold: bool = False,
+) -> dict[Any, list[float]]:
+    """Seconds of each function; they take turns, so that a slow phase meets all of them.
 
     On a GPU it is the work that is timed, not the launches: the GPU waits until the host has
     enqueued all of it, unless a function itself waits for the GPU.
@@ -131,7 +151,7 @@ def time_interleaved(
             name: [start.elapsed_time(end) / 1e3 for start, end in events]
             for name, events in timed.items()
         }
-    return {name: median(seconds) for name, seconds in timed.items()}
+    return timed
 
 
 def _enqueue_seconds(function: Callable[[], Any], device: torch.device) -> float:

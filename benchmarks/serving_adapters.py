@@ -1,6 +1,6 @@
 """The package `adapters` as a system of `bench_serving.py`: a task a part of a `BatchSplit`.
 
-Runs in the environment that `adapters_environment.sh` makes, without ptv2.
+Runs in the environment that `environments.sh` makes, without ptv2.
 """
 
 from collections.abc import Iterator, Sequence

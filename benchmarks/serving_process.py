@@ -1,14 +1,10 @@
-"""A system of `bench_serving.py` in a process of its own: the process, and who talks to it.
+"""A system of `bench_serving.py` in a process of its own.
 
-    python benchmarks/serving_process.py SYSTEM SETUP
-
-A command is a line of JSON, and so is its answer.
+python benchmarks/serving_process.py SYSTEM SETUP
 """
 
 import ctypes
 import json
-import os
-import subprocess
 import sys
 from contextlib import suppress
 from itertools import cycle, islice
@@ -19,55 +15,12 @@ from typing import Any
 import psutil
 import torch
 from measure import package_version
+from processes import answer_commands
 from serving_load import Request, draw_requests, measure
 from serving_setup import Setup
 from transformers.utils import logging
 
 NAMES = ("ptv2", "bare", "compiled", "peft", "adapters", "copies")
-
-
-class Process:
-    """A system in a process; the answer to its first command waits until it is there.
-
-    Args:
-        python: of the system's environment.
-        setup: as `Setup.write` gives it.
-    """
-
-    def __init__(self, name: str, setup: str, python: str, threads: int) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self.name = name
-        self._process = subprocess.Popen(
-            [python, "-W", "ignore::FutureWarning", __file__, name, setup],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-
-    def call(self, command: str, **arguments: Any) -> Any:
-        """The answer to a command.
-
-        Raises:
-            NotImplementedError: the system cannot do it; says why.
-            RuntimeError: the process has failed.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps([command, arguments]) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RuntimeError(f"{self.name}: the process has failed at {command!r}; see above")
-        found = json.loads(line)
-        if "refused" in found:
-            raise NotImplementedError(found["refused"])
-        return found["answer"]
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
 
 
 class Commands:
@@ -148,16 +101,7 @@ def _make(name: str, setup: Setup) -> Any:
 def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    commands = Commands(*sys.argv[1:])
-    for line in sys.stdin:
-        command, arguments = json.loads(line)
-        try:
-            found = {"answer": getattr(commands, command)(**arguments)}
-        except (ImportError, MemoryError, NotImplementedError) as error:
-            found = {"refused": f"{type(error).__name__}: {error}"}
-        print(json.dumps(found), file=answers, flush=True)
+    answer_commands(Commands(*sys.argv[1:]))
 
 
 if __name__ == "__main__":

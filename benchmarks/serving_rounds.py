@@ -8,7 +8,7 @@ from math import inf, isfinite, isnan
 from statistics import median
 from typing import Any
 
-from serving_process import Process
+from processes import Process
 from serving_setup import Setup
 
 EQUAL = ("ptv2", "peft", "adapters")
@@ -48,7 +48,10 @@ class Load:
 def running(pythons: dict[str, str], setup: Setup) -> Iterator[dict[str, Process]]:
     """A process for every system, made by its Python; all are ended at the end."""
     text = setup.write()
-    processes = {x: Process(x, text, python, setup.threads) for x, python in pythons.items()}
+    processes = {
+        name: Process(name, "serving_process.py", (name, text), python, setup.threads)
+        for name, python in pythons.items()
+    }
     try:
         yield processes
     finally:

@@ -133,11 +133,12 @@ def test_a_process_answers_and_says_what_it_cannot_do(
 class InProcess:
     """A system without a process of its own, which is quicker to start."""
 
-    def __init__(self, name: str, setup: str, *_: Any) -> None:
+    def __init__(self, name: str, script: str, arguments: tuple[str, ...], *_: Any) -> None:
         from serving_process import Commands
 
+        assert script == "serving_process.py"
         self.name = name
-        self._commands = Commands(name, setup)
+        self._commands = Commands(*arguments)
 
     def call(self, command: str, **arguments: Any) -> Any:
         return json.loads(json.dumps(getattr(self._commands, command)(**arguments)))

@@ -2,6 +2,7 @@
 
 import typer
 
+from .bench import bench
 from .convert import convert
 from .serve import serve
 from .show import demo, info
@@ -22,6 +23,10 @@ app.command()(serve)
 app.command()(convert)
 app.command()(info)
 app.command()(demo)
+app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)(bench)
 
 
 def main() -> None:

@@ -1,0 +1,48 @@
+"""Attention over a prompt and a sequence by pytest-benchmark: ptv2 and concatenation.
+
+make micro      # runs it, and checks the ratios by `micro_history.py`
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from bench_kernel import CPU_PROBLEMS, PROBLEMS, Judge, gradients, make, without_grad
+from measure import default_device
+from rivals import RIVALS
+
+DEVICE = default_device()
+ON_CPU = DEVICE.type == "cpu"
+OWN = "ptv2 native" if ON_CPU else "ptv2 triton"
+RIVAL = "concat, sdpa flash" if ON_CPU else "concat, sdpa efficient"
+NAMES = (
+    (*(name for name in CPU_PROBLEMS if "64x32" in name or "16x128" in name), "cpu bank")
+    if ON_CPU
+    else ("short", "training", "bank")
+)
+
+
+@pytest.mark.parametrize("part", ["forward", "forward + backward"])
+@pytest.mark.parametrize("rival", [OWN, RIVAL])
+@pytest.mark.parametrize("name", NAMES)
+def test_attention(benchmark, name, rival, part):
+    problem = (PROBLEMS | CPU_PROBLEMS)[name]
+    inputs = make(problem, DEVICE)
+    errors = Judge.of(problem, DEVICE).errors(RIVALS[rival])
+    assert max(errors.values()) <= (2e-2 if problem.dtype == "bfloat16" else 2e-3)
+    call = partial(without_grad, RIVALS[rival], inputs)
+    if part != "forward":
+        call = partial(gradients, RIVALS[rival], inputs, torch.randn_like(inputs.query))
+    benchmark.extra_info.update(name=name, own=rival == OWN, part=part)
+    benchmark.pedantic(timed(call), rounds=30, warmup_rounds=3)
+
+
+def timed(call):
+    """A call that returns when its work is done."""
+
+    def run():
+        call()
+        if not ON_CPU:
+            torch.cuda.synchronize()
+
+    return run

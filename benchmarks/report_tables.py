@@ -1,0 +1,193 @@
+"""The tables of a report, from the results of the suite's parts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import geometric_mean, mean, median, stdev
+from typing import Any
+
+from compare import ours
+
+METHODS = {
+    "ptv2": "P-Tuning v2 (ptv2)",
+    "official": "P-Tuning v2 (official method)",
+    "peft-prefix": "prefix tuning (PEFT)",
+    "adapters-prefix": "prefix tuning (adapters)",
+    "peft-lora": "LoRA (PEFT)",
+    "adapters-bottleneck": "adapters (adapters)",
+    "peft-prompt-tuning": "prompt tuning (PEFT)",
+    "peft-p-tuning": "P-Tuning v1 (PEFT)",
+    "fine-tuning": "full fine-tuning",
+}
+"""The methods in the order of the table, and what readers call them."""
+SYSTEMS = {
+    "ptv2": "ptv2",
+    "compiled": "ptv2, compiled",
+    "bare": "ptv2's server without prompts",
+    "peft": "PEFT, an adapter a task",
+    "adapters": "adapters, BatchSplit",
+    "copies": "a fine-tuned encoder a task",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column is what the others are of."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        lines = [self.header, ("---",) + ("---:",) * (len(self.header) - 1), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def with_spread(seconds: float, share: float) -> str:
+    """Milliseconds, and how far the middle half of the runs lies apart."""
+    return f"{1000 * seconds:,.2f} ± {50 * share:.0f}%"
+
+
+def kernel(results: Any) -> Iterator[Table]:
+    """A table a problem: every implementation's times."""
+    for name, problem in results["problems"].items():
+        rivals = {row["rival"]: row for row in problem["rivals"]}
+        own = ours(rivals)
+        part = "forward + backward, warm"
+        rows = []
+        for rival, row in rivals.items():
+            if "seconds" not in row:
+                rows.append((rival, row.get("unsupported") or row["wrong"], "", "", ""))
+                continue
+            times = f"{row['seconds'][part] / rivals[own]['seconds'][part]:.2f}" if own else ""
+            cells = [
+                with_spread(row["seconds"][key], row.get("spread", {}).get(key, 0))
+                for key in ("forward, warm", part)
+            ]
+            rows.append((rival, *cells, times, f"{row['saved bytes'] / 2**20:.2f}"))
+        header = ("", "forward, ms", "forward + backward, ms", "of ptv2's", "kept, MiB")
+        yield Table(name, header, rows)
+
+
+def training(results: Any) -> Iterator[Table]:
+    """Steps by case: times beside ptv2's, and memory."""
+    rows = []
+    for case, found in results["cases"].items():
+        own = found["seconds"]["ptv2"]
+        for rival, seconds in found["seconds"].items():
+            peak, kept = found.get("peak bytes", {}).get(rival), found["kept bytes"].get(rival)
+            rows.append(
+                (
+                    f"{case}: {rival}",
+                    with_spread(seconds, found.get("spread", {}).get(rival, 0)),
+                    f"{seconds / own:.2f}",
+                    f"{peak / 2**20:,.0f}" if peak else "",
+                    f"{kept / 2**20:,.0f}" if kept else "",
+                )
+            )
+    header = ("", "a step, ms", "of ptv2's", "peak, MiB", "kept for the backward, MiB")
+    yield Table("a training step", header, rows)
+    if "summary" in results:
+        rows = [tuple(line.partition(": ")[::2]) for line in results["summary"]]
+        yield Table("ratios and goals", ("", "found"), rows)
+
+
+def methods(results: Any) -> Iterator[Table]:
+    """The table that newcomers want."""
+    rows = []
+    for name, label in METHODS.items():
+        found = results["methods"].get(name)
+        if found is None:
+            continue
+        runs = [run["score"] for run in found.get("runs", {}).values()]
+        score = f"{mean(runs):.4f}" if runs else ""
+        if len(runs) > 1:
+            score += f" ± {stdev(runs):.4f} ({len(runs)})"
+        if "seconds" not in found:
+            why = found.get("failed") or found.get("wrong", "not measured")
+            rows.append((label, score, why, *[""] * 5))
+            continue
+        ms = {kind: 1000 * median(x) for kind, x in found["seconds"].items()}
+        rows.append(
+            (
+                label,
+                score,
+                f"{found['trained parameters']:,}",
+                f"{found['asset bytes'] / 1e3:,.0f}",
+                f"{ms['training step']:.0f}",
+                f"{found['peak bytes'] / 2**20:,.0f}" if found["peak bytes"] else "",
+                f"{ms['text alone']:.1f}",
+                f"{ms['rows of many tasks'] / results['settings']['rows']:.2f}",
+            )
+        )
+    settings = results["settings"]
+    note = (
+        f"{settings['encoder']}, {settings['data']}: {settings['train']} examples, accuracy of "
+        f"the best epoch on dev. The last two columns are a text by itself, and each of "
+        f"{settings['rows']} texts of {settings['tasks']} tasks that are there at once."
+    )
+    header = (
+        *("", "accuracy", "trained parameters", "saved, kB", "a step, ms", "peak of a step, MiB"),
+        *("a text, ms", f"of {settings['tasks']} tasks, ms"),
+    )
+    yield Table("ways to adapt an encoder", header, rows, note)
+
+
+def serving(results: Any) -> Iterator[Table]:
+    """Rates, and what prompts and many tasks cost a batch."""
+    rates = results["load"]["highest rate"]
+    own = rates.get("ptv2")
+    rows = [
+        (SYSTEMS[name], f"{rate:.0f}", f"{own / rate:.2f}" if rate and own else "")
+        for name, rate in rates.items()
+    ]
+    rows += [(SYSTEMS[name], "left out: " + why, "") for name, why in results["left out"].items()]
+    settings = results["settings"]
+    bound = f"99th percentile of at most {1000 * settings['bound']:.0f} ms"
+    note = f"{settings['tasks']} tasks, {settings['texts']}, {bound}."
+    yield Table("serving", ("", "requests a second", "ptv2 has times as many"), rows, note)
+    seconds = results["engine"]["seconds"]
+    rows = [
+        (name, f"{1000 * value:.1f}", f"{value / seconds['bare']:.2f}")
+        for name, value in seconds.items()
+    ]
+    yield Table("a batch of ptv2's engine", ("", "ms", "of bare"), rows)
+
+
+def quality(results: Any) -> Iterator[Table]:
+    """Mean scores of every method by data set."""
+    names = list(dict.fromkeys(run["method"] for run in results))
+    rows = []
+    for task in dict.fromkeys(run["task"] for run in results):
+        cells, metric = [], ""
+        for name in names:
+            runs = [run for run in results if (run["task"], run["method"]) == (task, name)]
+            scores = [run["score"] for run in runs if "score" in run]
+            metric = next((run["metric"] for run in runs if "metric" in run), metric)
+            spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+            refused = "refused" if any("refused" in run for run in runs) else ""
+            cells.append(f"{mean(scores):.4f}{spread} ({len(scores)})" if scores else refused)
+        rows.append((task, metric, *cells))
+    yield Table("scores by data set", ("", "score", *names), rows)
+
+
+def headline(results: Any) -> str:
+    """One sentence on the kernel."""
+    ratios = []
+    for problem in results["problems"].values():
+        rivals = {row["rival"]: row for row in problem["rivals"]}
+        own = ours(rivals)
+        others = [
+            row["seconds"]["forward + backward, warm"]
+            for name, row in rivals.items()
+            if "seconds" in row and not name.startswith("ptv2")
+        ]
+        if own and others:
+            ratios.append(min(others) / rivals[own]["seconds"]["forward + backward, warm"])
+    if not ratios:
+        return "No rival was timed."
+    return (
+        f"The fastest rival of each problem takes {geometric_mean(ratios):.2f} times as long as "
+        f"ptv2, forward and backward, in the geometric mean."
+    )
