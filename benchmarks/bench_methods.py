@@ -55,7 +55,7 @@ SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 3
 TOLERANCE = 1e-4
 TASKS, ROWS, COMPARED = 32, 128, 24
 DATA = ("sst2", "trec", "snips", "banking77")
-QUICK = {"search": False, "seeds": [0], "examples": 400, "epochs": 1, "rounds": 5}
+QUICK = {"search": False, "seeds": [0], "examples": 400, "epochs": 1, "rounds": 4}
 
 
 @dataclass(frozen=True)

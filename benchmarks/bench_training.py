@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two cases, MiniLM, fewer rounds")
     args = parser.parse_args()
     if args.quick:
-        args.encoders, args.rounds = ENCODERS[:1], 5
+        args.encoders, args.rounds = ENCODERS[:1], 3
     problems = ((2, 16, 3),) if args.toy else PROBLEMS[: 1 if args.quick else None]
     results: dict[str, Any] = {"provenance": provenance(args.device), "left out": left_out()}
     results["texts"] = "sst2/train.jsonl" if args.data else "SNIPS, as shipped"

@@ -13,9 +13,16 @@ OWN, OTHERS = "#2563eb", ("#94a3b8", "#64748b", "#cbd5e1", "#475569", "#a8a29e",
 """ptv2 stands out."""
 
 
+SHADES = {
+    "ptv2": OWN, "prompt": OWN, "ptv2 packed": "#93c5fd", "bare": "#bfdbfe", "compiled": "#60a5fa",
+    "stock": "#cbd5e1", "peft": "#64748b", "adapters": "#a8a29e", "copies": "#cbd5e1",
+    "fine-tuning": "#cbd5e1",
+}  # fmt: skip
+
+
 def color(name: str, place: int) -> str:
-    """Of a bar or a line."""
-    return OWN if name.startswith("ptv2") else OTHERS[place % len(OTHERS)]
+    """Of a bar or a line: the same in all pictures, where a name is in several."""
+    return SHADES.get(name, OTHERS[place % len(OTHERS)])
 
 
 def style() -> Any:
@@ -96,7 +103,7 @@ def training(results: Any) -> Iterator[str]:
             values = [list(cases.values())[i] for i in there]
             heights = [case[name] / case["ptv2"] for case in values]
             at = [i + width * (place - (len(names) - 1) / 2) for i in there]
-            shade = "#93c5fd" if name == "ptv2 packed" else color(name, place)
+            shade = color(name, place)
             bars = axes.bar(at, heights, 0.92 * width, label=name, color=shade)
             axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
         axes.set_xticks(range(len(cases)), [name.replace(", ", "\n", 1) for name in cases])
@@ -148,7 +155,7 @@ def serving(results: Any) -> Iterator[str]:
     figure, axes = style().subplots(figsize=(7.5, 3.6))
     for place, name in enumerate(load["highest rate"]):
         by_rate = latencies(load, name)
-        shade = "#93c5fd" if name in ("bare", "compiled") else color(name, place)
+        shade = color(name, place)
         for key, line in (("p50", ":"), ("p99", "-")):
             values = [1000 * found[key] for found in by_rate.values()]
             label = SYSTEMS[name] if key == "p99" else None
@@ -179,7 +186,7 @@ def quality(results: Any) -> Iterator[str]:
             for task in tasks
         ]
         at = [i + width * (place - (len(names) - 1) / 2) for i in range(len(tasks))]
-        shade = OWN if name == "prompt" else color(name, place)
+        shade = color(name, place)
         heights = [mean(found) if found else 0 for found in scores]
         axes.bar(at, heights, 0.92 * width, label=name, color=shade)
         for x, found in zip(at, scores, strict=True):

@@ -55,10 +55,11 @@ def kernel(results: Any) -> Iterator[Table]:
         rivals = {row["rival"]: row for row in problem["rivals"]}
         own = ours(rivals)
         part = "forward + backward, warm"
-        rows = []
+        rows, untimed = [], []
         for rival, row in rivals.items():
             if "seconds" not in row:
-                rows.append((rival, row.get("unsupported") or row["wrong"], "", "", ""))
+                why = row.get("unsupported") or row["wrong"]
+                untimed.append(f"{rival} ({why.partition('. ')[0]})")
                 continue
             times = f"{row['seconds'][part] / rivals[own]['seconds'][part]:.2f}" if own else ""
             cells = [
@@ -67,7 +68,7 @@ def kernel(results: Any) -> Iterator[Table]:
             ]
             rows.append((rival, *cells, times, f"{row['saved bytes'] / 2**20:.2f}"))
         header = ("", "forward, ms", "forward + backward, ms", "of ptv2's", "kept, MiB")
-        yield Table(name, header, rows)
+        yield Table(name, header, rows, "Not timed: " + "; ".join(untimed) if untimed else "")
 
 
 def training(results: Any) -> Iterator[Table]:
@@ -122,9 +123,10 @@ def methods(results: Any) -> Iterator[Table]:
             )
         )
     settings = results["settings"]
+    examples = min(settings["train"], settings["examples"] or settings["train"])
     note = (
-        f"{settings['encoder']}, {settings['data']}: {settings['train']} examples, accuracy of "
-        f"the best epoch on dev. The last two columns are a text by itself, and each of "
+        f"{settings['encoder']}, {settings['data']}: {examples} examples, {settings['epochs']} "
+        f"epochs (fine-tuning half as many), accuracy of the best one on dev. The last two columns are a text by itself, and each of "
         f"{settings['rows']} texts of {settings['tasks']} tasks that are there at once."
     )
     header = (

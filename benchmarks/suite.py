@@ -36,7 +36,7 @@ CPU_QUICK = (
     "cpu 64x32, prompt 16, head 32, float32",
 )
 GPU_QUICK = ("short", "training", "bank")
-QUICK_METHODS = ("ptv2", "official", "peft-prefix", "peft-lora", "fine-tuning")
+QUICK_METHODS = ("ptv2", "peft-prefix", "peft-lora", "fine-tuning")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
         adapters = ("--adapters-python", str(args.rivals / "adapters" / "bin" / "python"))
     problems = CPU_QUICK if args.device.type == "cpu" else GPU_QUICK
     quick: dict[str, tuple[str, ...]] = {
-        "kernel": ("--problems", *problems, "--rounds", "15"),
+        "kernel": ("--problems", *problems, "--rounds", "8"),
         "training": ("--quick",),
         "methods": ("--quick", "--methods", *QUICK_METHODS),
         "serving": (
