@@ -126,8 +126,9 @@ def methods(results: Any) -> Iterator[Table]:
     examples = min(settings["train"], settings["examples"] or settings["train"])
     note = (
         f"{settings['encoder']}, {settings['data']}: {examples} examples, {settings['epochs']} "
-        f"epochs (fine-tuning half as many), accuracy of the best one on dev. The last two columns are a text by itself, and each of "
-        f"{settings['rows']} texts of {settings['tasks']} tasks that are there at once."
+        f"epochs (fine-tuning half as many), accuracy of the best one on dev. The last two "
+        f"columns are a text by itself, and each of {settings['rows']} texts of "
+        f"{settings['tasks']} tasks that are there at once."
     )
     header = (
         *("", "accuracy", "trained parameters", "saved, kB", "a step, ms", "peak of a step, MiB"),
