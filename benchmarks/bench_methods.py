@@ -102,11 +102,14 @@ def options() -> argparse.Namespace:
     add("--rounds", type=int, default=15, help="of the measurements")
     add("--device", default=str(default_device()))
     add("--threads", type=int, default=2)
+    add("--plot", type=Path, help="draw what --output has, as an .svg")
     add("--quick", action="store_true", help="a part of the data, one seed, no search")
     args = parser.parse_args()
     if args.quick:
         parser.set_defaults(**QUICK)
         args = parser.parse_args()
+    if args.plot and not args.output.is_file():
+        parser.error(f"--plot: there are no results in {args.output}")
     return args
 
 
@@ -264,6 +267,11 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     args = options()
+    if args.plot:
+        from report_plots import methods as pictures  # needs matplotlib
+
+        args.plot.write_text(next(pictures(json.loads(args.output.read_text()))))
+        return
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     results = json.loads(args.output.read_text()) if args.output.exists() else {}

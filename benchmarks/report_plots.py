@@ -57,7 +57,7 @@ def style() -> Any:
 def svg(figure: Any) -> str:
     """The picture without its XML header, to stand in a page."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None})
     style().close(figure)
     found = text.getvalue()
     return found[found.index("<svg") :]

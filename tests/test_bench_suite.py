@@ -120,6 +120,22 @@ def test_the_official_method_is_ptv2_with_moved_positions(tmp_path: Path) -> Non
     torch.testing.assert_close(official(**inputs).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_a_picture_of_the_methods(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    import bench_methods
+
+    options = ["--output", str(results / "methods.json"), "--plot", str(tmp_path / "methods.svg")]
+    monkeypatch.setattr("sys.argv", ["bench_methods", *options])
+    bench_methods.main()
+    assert "LoRA (PEFT)" in (tmp_path / "methods.svg").read_text()
+    options = ["--output", str(tmp_path / "none.json"), "--plot", str(tmp_path / "methods.svg")]
+    monkeypatch.setattr("sys.argv", ["bench_methods", *options])
+    with pytest.raises(SystemExit):
+        bench_methods.main()
+
+
 def test_the_report_shows_all_parts(results: Path) -> None:
     pytest.importorskip("matplotlib")
     from report import write_report
