@@ -1,81 +1,114 @@
-"""The examples, run as they are (examples/ray_serve.yaml: tests/serving/test_ray.py)."""
+"""The examples, run as they are on a tiny encoder (those of Ray: test_examples_ray.py)."""
 
+import ast
+import json
 import os
+import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet
 import pytest
-import torch
-import yaml
 
-from ptv2 import Predictor, PromptConfig, PromptModel
+from ptv2 import PromptModel
+from ptv2.demo import REQUESTS
 from tests.encoder import examples, save_encoder, write_jsonl
 
-ray = pytest.importorskip("ray", reason="needs the extra ray")
-schema = pytest.importorskip("ray.serve.schema")
-pytestmark = pytest.mark.ray
-
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
-def test_ray_data(tmp_path):
-    save_encoder(tmp_path / "encoder")
-    torch.manual_seed(0)
-    model = PromptModel.from_pretrained(tmp_path / "encoder")
-    config = PromptConfig("sequence-classification", ("bad", "good"), prompt_length=4)
-    model.add_task("mood", config)
-    model.save_task("mood", tmp_path / "mood")
-    rows = [row | {"id": i} for i, row in enumerate(examples(50))]
-    write_jsonl(tmp_path / "data.jsonl", rows)
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, and data for it."""
+    folder = tmp_path_factory.mktemp("examples")
+    save_encoder(folder / "encoder")
+    (folder / "data").mkdir()
+    write_jsonl(folder / "data" / "train.jsonl", examples(160))
+    write_jsonl(folder / "data" / "dev.jsonl", examples(40, seed=1))
+    return folder
 
-    command = [sys.executable, ROOT / "examples" / "ray_data.py", "--batch-size", "16"]
-    command += ["--backbone", tmp_path / "encoder", "--prompt", tmp_path / "mood"]
-    command += ["--data", tmp_path / "data.jsonl", "--output", tmp_path / "answers"]
+
+def run(script: str, *options: Any) -> str:
+    """What an example prints."""
+    command = [sys.executable, EXAMPLES / script, *map(str, options)]
     paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
-    with tempfile.TemporaryDirectory(prefix="ray") as temporary:  # short: sockets lie in it
-        own = {"PYTHONPATH": paths, "HOME": temporary, "RAY_TMPDIR": temporary}
-        own["RAY_USAGE_STATS_ENABLED"] = "0"
-        subprocess.run(command, env=os.environ | own, check=True, timeout=120)
-
-    found = pyarrow.parquet.read_table(tmp_path / "answers").to_pylist()
-    found.sort(key=lambda row: row["id"])
-    answers = Predictor(model).predict([("mood", row["text"]) for row in rows])
-    for row, answer, got in zip(rows, answers, found, strict=True):
-        assert {name: got[name] for name in row} == row
-        assert got["answer"]["label"] == answer["label"]
-        assert got["answer"]["score"] == pytest.approx(answer["score"], abs=1e-4)
+    own = os.environ | {"PYTHONPATH": paths, "COLUMNS": "120"}
+    result = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def serve_configs():
-    """By file."""
-    plain = yaml.safe_load((ROOT / "examples" / "ray_serve.yaml").read_text())
-    manifest = yaml.safe_load((ROOT / "examples" / "kuberay.yaml").read_text())
-    inner = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    return {"ray_serve.yaml": plain, "kuberay.yaml": inner}, manifest["spec"]["rayClusterConfig"]
+def numbers(pattern: str, text: str) -> list[float]:
+    """What the pattern's group matches, wherever it does."""
+    return [float(found) for found in re.findall(pattern, text)]
 
 
-def test_serve_configs():
-    """Ray takes them, and so do the application and its deployment."""
-    ray_app = pytest.importorskip("ptv2.serving.ray_app")
-    for config in serve_configs()[0].values():
-        (application,) = schema.ServeDeploySchema.model_validate(config).applications
-        ray_app.Arguments.model_validate(application.args)
-        assert application.import_path == "ptv2.serving.ray_app:build"
-        (deployment,) = application.deployments
-        assert deployment.name == ray_app.PTV2.name
-        ray_app.Config.model_validate(deployment.user_config)
+def test_the_readme_lists_every_example() -> None:
+    listed = re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text())
+    files = {x.name for x in EXAMPLES.iterdir() if x.suffix in (".py", ".yaml")}
+    assert sorted(listed) == sorted(files)
 
 
-def test_kuberay_has_workers_for_all_replicas():
-    configs, cluster = serve_configs()
-    (deployment,) = configs["kuberay.yaml"]["applications"][0]["deployments"]
-    (group,) = cluster["workerGroupSpecs"]
-    (worker,) = group["template"]["spec"]["containers"]
-    limits, wanted = worker["resources"]["limits"], deployment["ray_actor_options"]
-    assert wanted["num_cpus"] <= int(limits["cpu"])
-    assert wanted["num_gpus"] <= limits["nvidia.com/gpu"]
-    assert deployment["num_replicas"] <= group["minReplicas"]
-    assert cluster["rayVersion"] == ray.__version__
+def test_attention(work: Path) -> None:
+    printed = run("attention.py", "--backbone", work / "encoder", "--steps", 10)
+    bare, unprompted = numbers(r": (\S+) off the stock model", printed)
+    assert bare < 1e-5
+    assert unprompted < 1e-5
+    before, after = numbers(r"similarity .* (-?[\d.]+)", printed)
+    assert after > before
+
+
+def test_own_module() -> None:
+    printed = run("own_module.py", "--batch", 3, "--length", 40, "--prompt-length", 16)
+    concatenating, own = numbers(r"keeps ([\d.]+) MiB", printed)
+    assert own < concatenating
+    assert max(numbers(r"differ by (\S+)", printed)) < 1e-5
+
+
+def test_trainer(work: Path, tmp_path: Path) -> None:
+    place = ("--backbone", work / "encoder", "--data", work / "data")
+    options = ("--output", tmp_path / "prompt", "--batch-size", 8, "--epochs", 10)
+    printed = run("trainer.py", *place, *options)
+    trained, loaded = numbers(r"accuracy .*: ([\d.]+)\n", printed)
+    assert trained == loaded
+    assert loaded > 0.8
+    assert PromptModel.from_pretrained(work / "encoder").load_task(tmp_path / "prompt") == "intent"
+
+
+def test_sweep(work: Path, tmp_path: Path) -> None:
+    place = ("--backbone", work / "encoder", "--data", work / "data")
+    printed = run("sweep.py", *place, "--output", tmp_path / "sweep", "--epochs", 2)
+    table = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    names = [row["name"] for row in table["runs"]]
+    assert len(names) == 4
+    model = PromptModel.from_pretrained(work / "encoder")
+    for row in table["runs"]:
+        assert f"{row['score']:.4f}" in printed
+        assert model.load_task(tmp_path / "sweep" / row["name"]) == row["name"]
+    assert {name.split("-")[0] for name in table["best"]} == {"intent", "slots"}
+    for name in table["best"]:
+        assert printed.count(f"  {name}: ") == len(REQUESTS)
+
+
+def test_mixed_tasks(work: Path) -> None:
+    place = ("--backbone", work / "encoder", "--data", work / "data")
+    printed = run("mixed_tasks.py", *place, "--examples", 64, "--seconds", 0.5)
+    assert len(re.findall(r"-> (intent|slots): \{'(label|tags)'", printed)) == 2 * len(REQUESTS)
+    assert "version 2 of 'intent' is loaded" in printed
+    for text in REQUESTS:
+        (answers,) = re.findall(rf"^{text}: (.*)$", printed, re.MULTILINE)
+        first, second = ast.literal_eval(answers)  # the labels, in the order of their answers
+        assert (first.islower(), second.isupper()) == (True, True)
+
+
+def test_from_peft(work: Path) -> None:
+    pytest.importorskip("peft")
+    place = ("--backbone", work / "encoder", "--data", work / "data")
+    printed = run("from_peft.py", *place, "--steps", 3, "--tokens", 5)
+    assert "from PEFT: 5 rows" in printed
+    here, back = numbers(r"the logits differ by (\S+)", printed)
+    assert here < 1e-5
+    assert back < 1e-5
+    assert len(re.findall(r": (?:bad|good) \(0\.\d+\)", printed)) == len(REQUESTS)
