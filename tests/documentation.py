@@ -35,7 +35,7 @@ RECOGNISED = ("cd", "curl", "git", "ray", "serve")
 """First words of commands that are only recognised: they need a network or a cluster."""
 PARSED = ("demo", "--recipe")
 """What in a command of ptv2 makes it take minutes, so that it is parsed and not run."""
-MODULE = re.compile(r"\w+")
+
 
 
 class Block(NamedTuple):
@@ -131,14 +131,11 @@ def parse(name: str, arguments: list[str], start: Callable[[], object]) -> None:
         parse_args(parser)
         raise ParsedError
 
-    folder = str((ROOT / name).parent)
-    with (
-        mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
-        mock.patch.object(sys, "argv", [name, *arguments]),
-        mock.patch.object(sys, "path", [folder, *sys.path]),
-        mock.patch.dict(sys.modules, {"ray": sys.modules.get("ray", mock.Mock())}),
-        pytest.raises(ParsedError),
-    ):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ParsedError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [name, *arguments])
+        patch.syspath_prepend((ROOT / name).parent)
+        patch.setitem(sys.modules, "ray", mock.Mock())  # an example imports it
         start()
 
 
@@ -172,7 +169,7 @@ def require_modules(diagram: str) -> None:
     folders = (ROOT / "ptv2", ROOT / "kernels" / "ptv2_kernels")
     known = {path.stem for folder in folders for path in folder.glob("*")}
     words = {"graph", "TD", "subgraph", "ptv2_kernels", "end"}
-    assert set(MODULE.findall(graph)) <= known | words
+    assert set(re.findall(r"\w+", graph)) <= known | words
 
 
 def make_shelf(folder: Path) -> Path:

@@ -88,7 +88,7 @@ def test_blocks(
 
 
 @pages
-def test_commands_in_sentences(page: Path, tmp_path: Path, monkeypatch: object) -> None:
+def test_commands_in_sentences(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for token in inline(page, "code_inline"):
         if re.match(r"(make|pip install|python) ", token.content):
