@@ -119,6 +119,15 @@ def parse_ptv2(arguments: list[str]) -> None:
     typer.main.get_command(app).commands[name].make_context(name, options)
 
 
+def options() -> set[str]:
+    """The options of all commands and scripts."""
+    commands = typer.main.get_command(app).commands.values()
+    found = {name for x in commands for own in x.params for name in (*own.opts, *own.secondary_opts)}
+    for script in (*ROOT.glob("benchmarks/*.py"), ROOT / "kernels" / "ptv2_kernels" / "aot.py"):
+        found |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
+    return found
+
+
 class ParsedError(Exception):
     """Arguments were parsed, which is enough."""
 

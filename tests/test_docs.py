@@ -17,6 +17,7 @@ from tests.documentation import (
     commands,
     inline,
     make_shelf,
+    options,
     require_modules,
     require_tree,
     run_command,
@@ -94,6 +95,17 @@ def test_commands_in_sentences(page: Path, tmp_path: Path, monkeypatch: pytest.M
         if re.match(r"(make|pip install|python) ", token.content):
             for words in commands(token.content.replace("\n", " ")):
                 run_command(words)
+
+
+@pages
+def test_options_in_sentences(page: Path) -> None:
+    """An option that is named belongs to a command or to a script."""
+    if page.name == "migration.md":  # it names those of other systems
+        return
+    known = options()
+    for token in inline(page, "code_inline"):
+        if token.content.startswith("--"):
+            assert set(re.findall(r"--[a-z][a-z-]*", token.content)) <= known, token.content
 
 
 @pages
