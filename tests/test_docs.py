@@ -53,7 +53,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shelf(tmp_path_factory.mktemp("shelf"))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # the Trainer's, without a GPU
 @pages
 def test_blocks(
     page: Path,
@@ -89,7 +90,9 @@ def test_blocks(
 
 
 @pages
-def test_commands_in_sentences(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_in_sentences(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for token in inline(page, "code_inline"):
         if re.match(r"(make|pip install|python) ", token.content):
