@@ -72,7 +72,7 @@ def run_python(page: Path, block: Block, names: dict, said: Callable[[], str]) -
     exec(code, names)
     printed = said().splitlines()
     for expected in re.findall(r"^ *print\(.*\)  # (.*)$", block.code, re.MULTILINE):
-        assert expected in printed
+        assert expected in printed, f"{page.name}: expected {expected!r}, got {printed}"
 
 
 def run_command(words: list[str]) -> None:
@@ -159,7 +159,7 @@ def require_packages(wanted: list[str]) -> None:
     pins = [x.split("==")[0] for x in (ROOT / "constraints.txt").read_text().splitlines()]
     for name in wanted:
         if found := re.fullmatch(r"ptv2\[(.+)\]", name):
-            assert found[1] in extras["optional-dependencies"]
+            assert found[1] in extras["optional-dependencies"], name
         else:
             assert name == "." or name.startswith("-") or name in pins, name
 
