@@ -5,24 +5,25 @@
         --rivals build/rivals [--data DATA --task trec]
 
 Every method is a process of its own and gets the same token ids and the same training (AdamW,
-warm-up, linear decay, batches of 32 of like length), with the head that it has by default. First
-comes a search for its learning rate, one of three, on seed 0 and a part of the data; then a run
-for each seed, whose score is the best epoch's on dev. Without `--data` the data are the intents of
-SNIPS that the package ships.
+warm-up, linear decay, batches of 32 of like length; fine-tuning has a weight decay of 0.01), with
+the head that it has by default: ptv2 a linear layer on the mean of the tokens, `adapters` two
+layers on the first one, the others a linear layer on the first one behind BERT's pooler, which is
+frozen but in fine-tuning. "ptv2-pooler" is ptv2 with that head. First comes a search for the
+learning rate, one of three, on seed 0 and a part of the data; then a run for each seed, whose
+score is the best epoch's on dev. Without `--data` the data are the intents of SNIPS that the
+package ships.
 
 Then all are measured in turns: a training step, a text alone, and 128 texts of 32 tasks that are
-there at once: ptv2 packs them into batches, `adapters` splits one padded batch by task, the others
-run a padded batch for each task. First the answers to some of them have to be those to each alone.
-What fails is in the results with its error. `--quick` trains on a part of the data, once.
+there at once: ptv2 packs them into batches, LoRA and `adapters` have one padded batch for all, the
+others a padded batch for each task. First the answers to some of them have to be those to each
+alone, and those of the tasks to one text have to differ. What fails is in the results with its
+error. `--quick` trains on 400 examples for one epoch, which tells nothing of quality.
 """
 
 import argparse
 import json
-import random
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from measure import default_device, provenance, write_json
 from methods_process import ENVIRONMENTS
+from methods_rounds import ROWS, TASKS, compare_speeds, recorded, train
 from methods_setup import Setup
 from processes import Process
 from transformers import AutoTokenizer
@@ -39,47 +41,8 @@ from ptv2.demo import DATA as SNIPS
 from ptv2.demo import encoder_directory
 from ptv2.tasks import load_data
 
-RATES = {
-    "ptv2": (1e-2, 2e-2, 3e-2),
-    "official": (1e-2, 2e-2, 3e-2),
-    "peft-prefix": (1e-2, 2e-2, 3e-2),
-    "peft-lora": (5e-4, 2e-3, 5e-3),
-    "adapters-bottleneck": (5e-4, 1e-3, 3e-3),
-    "adapters-prefix": (1e-2, 2e-2, 3e-2),
-    "peft-prompt-tuning": (1e-2, 3e-2, 1e-1),
-    "peft-p-tuning": (1e-3, 3e-3, 1e-2),
-    "fine-tuning": (5e-5, 1e-4, 2e-4),
-}
-"""What is tried; the middle one is taken without a search."""
-SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 3
-TOLERANCE = 1e-4
-TASKS, ROWS, COMPARED = 32, 128, 24
 DATA = ("sst2", "trec", "snips", "banking77")
 QUICK = {"search": False, "seeds": [0], "examples": 400, "epochs": 1, "rounds": 4}
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a method is trained.
-
-    Args:
-        epochs: fine-tuning takes half as many, at least one.
-    """
-
-    epochs: int
-    examples: int | None
-
-    def options(self, name: str, rate: float, seed: int) -> dict[str, Any]:
-        """Of `Commands.train`."""
-        full = name == "fine-tuning"
-        epochs = max(1, self.epochs // 2) if full else self.epochs
-        return {
-            "epochs": epochs,
-            "learning_rate": rate,
-            "weight_decay": 0.01 if full else 0.0,
-            "seed": seed,
-            "examples": self.examples,
-        }
 
 
 def options() -> argparse.Namespace:
@@ -108,6 +71,11 @@ def options() -> argparse.Namespace:
     if args.quick:
         parser.set_defaults(**QUICK)
         args = parser.parse_args()
+    for name in {ENVIRONMENTS[method] for method in args.methods} - {"ptv2"}:
+        if args.rivals and not (args.rivals / name / "bin" / "python").exists():
+            parser.error(
+                f"--rivals: expected {name}/bin/python in {args.rivals}, see environments.sh"
+            )
     if args.plot and not args.output.is_file():
         parser.error(f"--plot: there are no results in {args.output}")
     return args
@@ -134,67 +102,23 @@ def make_setup(args: argparse.Namespace, encoder: str) -> Setup:
     return Setup(encoder, len(labels), train, dev, *sizes)
 
 
-def best(history: Sequence[dict[str, float]]) -> float:
-    """The score of the best epoch."""
-    return max(epoch["accuracy"] for epoch in history)
-
-
-def train(name: str, process: Process, args: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Search, if wanted, and a run for every seed; what is found already is kept."""
-    usual = Training(args.epochs, args.examples)
-    part = Training(min(SEARCH_EPOCHS, args.epochs), min(SEARCH_EXAMPLES, args.examples or 10**9))
-    rate = RATES[name][1]
-    if args.search:
-        scores = found.setdefault("search", {})
-        for tried in RATES[name]:
-            if str(tried) not in scores:
-                run = process.call("train", **part.options(name, tried, 0))
-                scores[str(tried)] = best(run["history"])
-        rate = float(max(scores, key=scores.__getitem__))
-    found["learning rate"] = rate
-    runs = found.setdefault("runs", {})
-    for seed in args.seeds:
-        if str(seed) not in runs:
-            run = process.call("train", **usual.options(name, rate, seed))
-            runs[str(seed)] = run | {"score": best(run["history"])}
-            print(f"{name}, seed {seed}: {runs[str(seed)]['score']:.4f}", flush=True)
-
-
-def measure(
-    processes: dict[str, Process], rows: Sequence[Any], rounds: int
-) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every method, in turns: of a training step, of a text alone, of all rows."""
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in processes}
-    draw = random.Random(1)
-    for turn in range(rounds + 1):  # the first is not counted
-        texts = draw.sample(rows, 8)
-        calls: dict[str, Callable[[Process], float]] = {
-            "training step": lambda process: process.call("steps", count=2),
-            "text alone": lambda process, own=texts: median(
-                process.call("answer", rows=[text]) for text in own
-            ),
-            "rows of many tasks": lambda process: process.call("answer", rows=rows),
-        }
-        for kind, call in calls.items():
-            for name, process in processes.items():
-                seconds = call(process)
-                if turn:
-                    found[name].setdefault(kind, []).append(seconds)
-    return found
-
-
 def bench(args: argparse.Namespace, folder: Path, results: dict[str, Any]) -> None:
     """Everything; the results are written after every method."""
     setup = make_setup(args, str(args.encoder or encoder_directory()))
     path = folder / "setup.json"
     setup.write(path)
-    results["settings"] = {
+    settings = {
         "encoder": "MiniLM" if args.encoder is None else args.encoder.name,
         "data": f"{args.task} of --data" if args.data else "SNIPS' intents, as shipped",
         "train": len(setup.train), "dev": len(setup.dev), "labels": setup.labels,
         "prompt length": setup.prompt_length, "epochs": args.epochs, "examples": args.examples,
         "precision": setup.precision, "tasks": TASKS, "rows": ROWS, "threads": args.threads,
+        "quick": args.quick,
     }  # fmt: skip
+    before = results.setdefault("settings", settings)
+    for name, value in settings.items():
+        if before.get(name) != value:
+            sys.exit(f"--output: has runs with {name} {before.get(name)!r}, expected {value!r}")
     methods = results.setdefault("methods", {})
 
     def start(name: str) -> Process:
@@ -205,40 +129,15 @@ def bench(args: argparse.Namespace, folder: Path, results: dict[str, Any]) -> No
 
     for name in args.methods:
         process, found = start(name), methods.setdefault(name, {})
-        try:
+        for key in ("failed", "wrong", "seconds"):
+            found.pop(key, None)
+        with recorded(name, found):
             train(name, process, args, found)
-            found.pop("failed", None)
-        except (NotImplementedError, RuntimeError) as error:
-            found["failed"] = str(error)
-            print(f"{name}: {error}", flush=True)
-        finally:
-            process.close()
+        process.close()
         write_json(args.output, results)
-    compare_speeds(
-        {n: start(n) for n in args.methods if "failed" not in methods[n]}, setup, args, methods
-    )
-
-
-def compare_speeds(
-    processes: dict[str, Process],
-    setup: Setup,
-    args: argparse.Namespace,
-    methods: dict[str, Any],
-) -> None:
-    """Describe and measure all methods whose answers to mixed rows are right."""
-    draw = random.Random(0)
-    rows = [(draw.randrange(TASKS), draw.choice(setup.dev)[0]) for _ in range(ROWS)]
+    processes = {name: start(name) for name in args.methods if "failed" not in methods[name]}
     try:
-        for name, process in list(processes.items()):
-            methods[name] |= process.call("start")
-            methods[name]["bytes with all tasks"] = process.call("grow", tasks=TASKS)
-            difference = process.call("compare", rows=rows[:COMPARED])
-            methods[name]["difference"] = difference
-            if not difference <= TOLERANCE:
-                methods[name]["wrong"] = f"answers together and alone differ by {difference:.1e}"
-                processes.pop(name).close()
-        for name, seconds in measure(processes, rows, args.rounds).items():
-            methods[name]["seconds"] = seconds
+        compare_speeds(processes, setup.dev, args.rounds, methods)
     finally:
         for process in processes.values():
             process.close()
@@ -280,6 +179,9 @@ def main() -> None:
         bench(args, Path(folder), results)
     write_json(args.output, results)
     print(table(results))
+    own = results["methods"].get("ptv2", {})
+    if why := own.get("failed") or own.get("wrong"):
+        sys.exit(f"ptv2: {why}")
 
 
 if __name__ == "__main__":

@@ -131,22 +131,24 @@ def models(name: str, length: int) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def differences(name: str) -> dict[str, float]:
+def differences(name: str, device: torch.device) -> dict[str, float]:
     """How far the last states of the same prompt are from those of ptv2, padded."""
     length, lengths = 5, torch.tensor([16, 9])
     inputs = random_batch(2, 16)
     inputs["attention_mask"] = (torch.arange(16) < lengths[:, None]).long()
+    inputs = moved(inputs, device)
     mask = inputs["attention_mask"].bool()
     del inputs["labels"]
     model = PromptModel(encoder(name).bert).eval()
     config = PromptConfig("feature-extraction", prompt_length=length, position_offset=length)
     model.add_task("same", config)
-    theirs = prefixed(name, length).eval() if "peft" not in left_out() else None
+    model.to(device)
+    theirs = prefixed(name, length).eval().to(device) if "peft" not in left_out() else None
     if theirs is not None:
         prompt = theirs.prompt_encoder["default"].embedding.weight
         model.prompts["same"].embedding.data = unflatten(prompt, model.geometry)
     states = model(**inputs, task="same").last_hidden_state[mask]
-    ends = torch.tensor((0, *lengths)).cumsum(0).int()
+    ends = torch.tensor((0, *lengths)).cumsum(0).int().to(device)
     packed = model(inputs["input_ids"][mask][None], task="same", cu_seqlens=ends, max_seqlen=16)
     found = {"ptv2 packed": packed.last_hidden_state[0]}
     if theirs is not None:
@@ -154,9 +156,9 @@ def differences(name: str) -> dict[str, float]:
     return {rival: float((x - states).abs().max()) for rival, x in found.items()}
 
 
-def require_agreement(name: str) -> dict[str, float]:
+def require_agreement(name: str, device: torch.device) -> dict[str, float]:
     """The differences, if they are small enough for a comparison."""
-    found = differences(name)
+    found = differences(name, device)
     for rival, difference in found.items():
         if not difference <= TOLERANCE:
             raise SystemExit(f"{rival}: states differ by {difference:.1e}; nothing is timed")
@@ -294,7 +296,7 @@ def main() -> None:
     for rival, reason in results["left out"].items():
         print(f"{rival} is left out: {reason}", flush=True)
     for name in ENCODERS[:1] if args.toy else args.encoders:
-        results["differences"][name] = require_agreement(name)
+        results["differences"][name] = require_agreement(name, args.device)
         rounds = args.rounds if name == "MiniLM" else max(2, args.rounds // 3)
         cases = {
             f"{rows} x {length}, {prompt}": (prompt, {"padded": [random_batch(rows, length)]})

@@ -7,8 +7,8 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 PARTS = ("kernel", "training", "methods", "serving", "quality")
-OURS = ("ptv2 triton", "ptv2 native", "ptv2 reference")
-"""The kernel's implementations, the best first."""
+OURS = ("ptv2 triton", "ptv2 native")
+"""The kernel's implementations, the best first; the reference is no basis of a comparison."""
 
 
 class Number(NamedTuple):
@@ -67,7 +67,7 @@ def _methods(results: Any) -> Iterator[Number]:
     methods = results["methods"]
     own = methods.get("ptv2", {}).get("seconds")
     for name, found in methods.items():
-        if found.get("runs"):
+        if found.get("runs") and not results["settings"].get("quick"):
             score = mean(run["score"] for run in found["runs"].values())
             yield Number(f"{name}, score", score, "score")
         if own and name != "ptv2":
@@ -91,6 +91,18 @@ def _quality(results: Any) -> Iterator[Number]:
         yield Number(f"{task}, {method}", mean(found), "score")
 
 
+def different_settings(before: Path, after: Path) -> list[str]:
+    """What the two runs of a part do not have in common, beside their results."""
+    about = [read_part(folder, "suite") for folder in (before, after)]
+    lines = []
+    for part in PARTS:
+        old, new = ((x or {"parts": {}})["parts"].get(part) for x in about)
+        for what in ("mode", "device"):
+            if old and new and old[what] != new[what]:
+                lines.append(f"{part}: {what} was {old[what]}, is {new[what]}")
+    return lines
+
+
 def compare(before: Path, after: Path) -> str:
     """The numbers of two folders side by side, those that differ most first.
 
@@ -103,10 +115,11 @@ def compare(before: Path, after: Path) -> str:
         raise SystemExit(f"--compare: {before} and {after} have no results in common")
 
     def change(name: str) -> float:
-        return new[name].value / old[name].value - 1
+        return new[name].value / old[name].value - 1 if old[name].value else 0.0
 
     common.sort(key=lambda name: -abs(change(name)))
-    lines = [f"{'before':>10}{'after':>10}{'change':>9}"]
+    lines = different_settings(before, after)
+    lines += [f"{'before':>10}{'after':>10}{'change':>9}"]
     for name in common:
         lines.append(
             f"{old[name].value:>10.3f}{new[name].value:>10.3f}{100 * change(name):>+8.1f}%  {name}"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from adapters import AdapterSetup, AutoAdapterModel, PrefixTuningConfig, SeqBnConfig
 from adapters.composition import BatchSplit, Stack
-from methods_setup import Setup, by_task, collate, copy_task
+from methods_setup import Setup, by_task, collate, copy_task, make_different
 
 Row = tuple[int, list[int]]
 
@@ -28,19 +28,22 @@ class Adapters:
         self.module.save_adapter(str(folder), "task-0", with_head=True)
 
     def grow(self, tasks: int) -> None:
-        """Have so many tasks, all of them task 0's equals."""
+        """Have so many tasks, all but task 0 moved copies of it."""
         before = self.tasks
         self._add(tasks)
         for number in range(before, tasks):
-            copy_task(self.module, "task-0", f"task-{number}")
+            make_different(copy_task(self.module, "task-0", f"task-{number}"), number)
         self.module.eval()
+
+    def activate(self) -> None:
+        """Make task 0 the one that is trained."""
+        self.module.set_active_adapters("task-0")
+        self.module.active_head = "task-0"
 
     def _add(self, tasks: int) -> None:
         for number in range(self.tasks, tasks):
             self.module.add_adapter(f"task-{number}", self._config)
-            self.module.add_classification_head(
-                f"task-{number}", num_labels=self.setup.labels, layers=1, use_pooler=True
-            )
+            self.module.add_classification_head(f"task-{number}", num_labels=self.setup.labels)
         self.tasks = max(tasks, self.tasks)
 
     @torch.inference_mode()
@@ -52,9 +55,9 @@ class Adapters:
         names, sizes = [f"task-{task}" for task in groups], list(map(len, groups.values()))
         split = BatchSplit(*names, batch_sizes=sizes) if len(names) > 1 else Stack(*names)
         with AdapterSetup(split):
-            pooled = self.module.base_model(**inputs).pooler_output.split(sizes)
+            states = self.module.base_model(**inputs).last_hidden_state.split(sizes)
         heads = (self.module.heads[name] for name in names)
-        logits = [head((x,), x)[0].float() for head, x in zip(heads, pooled, strict=True)]
+        logits = [head((x,))[0].float() for head, x in zip(heads, states, strict=True)]
         found: list[list[float]] = [[]] * len(rows)
         for place, own in zip(order, torch.cat(logits).tolist(), strict=True):
             found[place] = own

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods_setup import Setup, by_task, collate, copy_task
+from methods_setup import Setup, by_task, collate, copy_task, make_different
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, DynamicCache
@@ -39,12 +39,15 @@ class Method:
         raise NotImplementedError
 
     def grow(self, tasks: int) -> None:
-        """Have so many tasks, all of them task 0's equals."""
+        """Have so many tasks, all but task 0 moved copies of it."""
         raise NotImplementedError
 
     def chosen(self, task: int) -> nn.Module:
         """What answers a task."""
         raise NotImplementedError
+
+    def activate(self) -> None:
+        """Make task 0 the one that is trained."""
 
     @torch.inference_mode()
     def answers(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -59,15 +62,28 @@ class Method:
 
 
 class Ptv2(Method):
-    """P-Tuning v2 as this package trains and serves it, with its defaults."""
+    """P-Tuning v2 as this package trains and serves it, with its defaults.
 
-    def __init__(self, setup: Setup) -> None:
+    Args:
+        pooler: have the head that BERT's classifiers have instead: a linear layer on the first
+            token behind the encoder's own pooler, which stays as it is.
+    """
+
+    def __init__(self, setup: Setup, pooler: bool = False) -> None:
         from ptv2 import PromptConfig, PromptModel
 
         self._model = PromptModel.from_pretrained(setup.encoder)
         labels = tuple(f"label {i}" for i in range(setup.labels))
-        config = PromptConfig("sequence-classification", labels, prompt_length=setup.prompt_length)
+        head = {"pooling": "first", "head_activation": "tanh"} if pooler else {}
+        config = PromptConfig(
+            "sequence-classification", labels, prompt_length=setup.prompt_length, **head
+        )
         self._model.add_task("task-0", config)
+        if pooler:
+            dense = self._model.head("task-0").dense.requires_grad_(False)
+            dense.load_state_dict(
+                AutoModel.from_pretrained(setup.encoder).pooler.dense.state_dict()
+            )
         super().__init__(setup, self._model.for_task("task-0"))
 
     def save(self, folder: Path) -> None:
@@ -77,7 +93,15 @@ class Ptv2(Method):
         from ptv2.serving import Engine, Served
 
         self._model.eval()
-        self._served = [Served.of_task(self._model, "task-0") for _ in range(tasks)]
+        self._served = []
+        trained = [x.data for x in self.module.parameters() if x.requires_grad]
+        before = [x.clone() for x in trained]
+        for task in range(tasks):
+            if task:
+                make_different(trained, task)
+            self._served.append(Served.of_task(self._model, "task-0"))
+            for x, own in zip(trained, before, strict=True):
+                x.copy_(own)
         self._engine = Engine(self._model)
 
     def answers(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -148,8 +172,7 @@ class Official(Method):
     def grow(self, tasks: int) -> None:
         bert = self.module.bert
         self._models = [deepcopy(self.module, {id(bert): bert}) for _ in range(tasks)]
-        for model in self._models:
-            model.eval()
+        different(self._models)
 
     def chosen(self, task: int) -> nn.Module:
         return self._models[task]
@@ -170,13 +193,28 @@ class Peft(Method):
     def grow(self, tasks: int) -> None:
         for number in range(self.tasks, tasks):
             self.module.add_adapter(f"task-{number}", self._config)
-            copy_task(self.module, "task-0", f"task-{number}")
+            make_different(copy_task(self.module, "task-0", f"task-{number}"), number)
         self.tasks = max(tasks, self.tasks)
         self.module.eval()
 
     def chosen(self, task: int) -> nn.Module:
-        self.module.set_adapter(f"task-{task}")
+        name = f"task-{task}"
+        if self.module.active_adapter != name:
+            self.module.set_adapter(name)
         return self.module
+
+    def activate(self) -> None:
+        self.chosen(0)
+
+
+class PeftLora(Peft):
+    """PEFT's LoRA, which takes rows of several adapters in one padded batch."""
+
+    @torch.inference_mode()
+    def answers(self, rows: Sequence[Row]) -> list[list[float]]:
+        inputs, _ = collate([(ids, 0) for _, ids in rows], self.setup.device)
+        names = [f"task-{task}" for task, _ in rows]
+        return self.module(**inputs, adapter_names=names).logits.float().tolist()
 
 
 def peft(name: str, setup: Setup) -> Peft:
@@ -190,7 +228,8 @@ def peft(name: str, setup: Setup) -> Peft:
         "peft-prompt-tuning": lambda: peft.PromptTuningConfig(task_type="SEQ_CLS", **length),
         "peft-p-tuning": lambda: peft.PromptEncoderConfig(task_type="SEQ_CLS", **length),
     }
-    return Peft(setup, configs[name]())
+    made = PeftLora if name == "peft-lora" else Peft
+    return made(setup, configs[name]())
 
 
 class FineTuned(Method):
@@ -203,10 +242,19 @@ class FineTuned(Method):
         self.module.save_pretrained(folder)
 
     def grow(self, tasks: int) -> None:
-        self._models = [deepcopy(self.module).eval() for _ in range(tasks)]
+        self._models = [deepcopy(self.module) for _ in range(tasks)]
+        different(self._models)
 
     def chosen(self, task: int) -> nn.Module:
         return self._models[task]
+
+
+def different(models: Sequence[nn.Module]) -> None:
+    """Move what is trained of all models but the first."""
+    for task, model in enumerate(models):
+        model.eval()
+        if task:
+            make_different([x.data for x in model.parameters() if x.requires_grad], task)
 
 
 def classifier(setup: Setup) -> Any:

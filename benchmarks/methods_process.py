@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import psutil
 import torch
 from measure import cpu_peak_bytes, package_version, peak_bytes
 from methods_setup import Setup, Training, batches, stepper, train
@@ -21,6 +20,7 @@ from transformers.utils import logging
 
 ENVIRONMENTS = {
     "ptv2": "ptv2",
+    "ptv2-pooler": "ptv2",
     "official": "ptv2",
     "peft-prefix": "peft",
     "peft-lora": "peft",
@@ -47,8 +47,8 @@ def make(name: str, setup: Setup) -> Any:
     import methods_models as models
 
     match name:
-        case "ptv2":
-            return models.Ptv2(setup)
+        case "ptv2" | "ptv2-pooler":
+            return models.Ptv2(setup, pooler=name == "ptv2-pooler")
         case "official":
             return models.Official(setup)
         case "fine-tuning":
@@ -101,26 +101,34 @@ class Commands:
 
     def steps(self, count: int) -> float:
         """Seconds of a training step, the mean of some on batches of the data."""
+        self._method.activate()
         self._method.module.train()
         begin = perf_counter()
         for batch in itertools.islice(self._batches, count):
             self._step(batch)
         return (perf_counter() - begin) / count
 
-    def grow(self, tasks: int) -> int:
-        """Have so many tasks; what the process then holds, in bytes."""
+    def grow(self, tasks: int) -> None:
+        """Have so many tasks."""
         self._method.module.eval()
         self._method.grow(tasks)
-        return psutil.Process().memory_info().rss
 
-    def compare(self, rows: Sequence[Any]) -> float:
-        """The largest difference between answers to rows together and to each alone."""
-        together = self._method.answers(rows)
-        alone = [self._method.answers([row])[0] for row in rows]
-        return float((torch.tensor(together) - torch.tensor(alone)).abs().max())
+    def compare(self, rows: Sequence[Any], tasks: int) -> dict[str, float]:
+        """The largest difference between answers to rows together and to each alone; and the
+        smallest between the answers of two tasks to the same text.
+        """
+        self._method.module.eval()
+        together = torch.tensor(self._method.answers(rows))
+        alone = torch.tensor([self._method.answers([row])[0] for row in rows])
+        same = torch.tensor(self._method.answers([(task, rows[0][1]) for task in range(tasks)]))
+        return {
+            "difference": float((together - alone).abs().max()),
+            "between tasks": float(torch.pdist(same, p=torch.inf).min()),
+        }
 
     def answer(self, rows: Sequence[Any]) -> float:
         """Seconds of answers to rows that are there at once."""
+        self._method.module.eval()
         begin = perf_counter()
         self._method.answers(rows)
         return perf_counter() - begin

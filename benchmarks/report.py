@@ -37,13 +37,16 @@ class Section:
     tables: list[Table]
     pictures: list[str]
     failure: str | None
+    origin: dict[str, str]
 
 
-def section(folder: Path, name: str, failure: str | None) -> Section | None:
-    """A part's section; None if it was not asked for."""
+def section(folder: Path, name: str, about: Any) -> Section:
+    """A part's section, if there are results or not.
+
+    Args:
+        about: the part, in suite.json.
+    """
     results = read_part(folder, name)
-    if results is None and failure is None:
-        return None
     title, script = TITLES[name]
     text, found, pictures = "", [], []
     if results is not None:
@@ -51,12 +54,11 @@ def section(folder: Path, name: str, failure: str | None) -> Section | None:
         make_pictures: Callable[[Any], Any] = getattr(plots, name)
         text = tables.headline(results) if name == "kernel" else ""
         found, pictures = list(make_tables(results)), list(make_pictures(results))
-    return Section(name, title, script, text, found, pictures, failure)
+    return Section(name, title, script, text, found, pictures, about["failed"], origin(about))
 
 
-def machine(about: Any) -> dict[str, str]:
-    """Where the results come from."""
-    source = about["provenance"]
+def origin(source: Any) -> dict[str, str]:
+    """Where a part's results come from."""
     versions = {name: x for name, x in source["versions"].items() if x}
     return {
         "device": source["device"],
@@ -64,29 +66,29 @@ def machine(about: Any) -> dict[str, str]:
         "Python": source["python"],
         "commit": source["commit"] or "unknown",
         "date": source["date"],
-        "mode": about["mode"],
+        "mode": source["mode"],
     }
 
 
 def write_report(folder: Path) -> None:
     """Write report.html and report.md beside the results."""
     about = json.loads((folder / "suite.json").read_text())
-    found = [section(folder, name, about["failed"].get(name)) for name in PARTS]
-    sections = [part for part in found if part is not None]
+    parts = about["parts"]
+    sections = [section(folder, name, parts[name]) for name in PARTS if name in parts]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.jinja")
-    (folder / "report.html").write_text(page.render(sections=sections, machine=machine(about)))
-    (folder / "report.md").write_text(markdown(sections, machine(about)))
+    (folder / "report.html").write_text(page.render(sections=sections))
+    (folder / "report.md").write_text(markdown(sections))
 
 
-def markdown(sections: list[Section], about: dict[str, str]) -> str:
+def markdown(sections: list[Section]) -> str:
     """All tables, as GitHub shows them."""
-    lines = ["# Benchmarks of ptv2", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines = ["# Benchmarks of ptv2"]
     for part in sections:
         lines += ["", f"## {part.title}", ""]
+        lines += [f"- {name}: {value}" for name, value in part.origin.items()] + [""]
         lines += [text + "\n" for text in (part.failure, part.text) if text]
         for table in part.tables:
             lines += [f"### {table.title}", "", table.markdown(), ""]

@@ -118,22 +118,8 @@ def methods(results: Any) -> Iterator[str]:
     found = {name: method for name, method in found.items() if "seconds" in method}
     if not found:
         return
-    figure, axes = style().subplots(figsize=(7.5, 3.8))
-    for place, (name, method) in enumerate(found.items()):
-        scores = [run["score"] for run in method["runs"].values()]
-        at, height = method["trained parameters"], mean(scores)
-        error = [[height - min(scores)], [max(scores) - height]]
-        axes.errorbar(at, height, error, fmt="o", color=color(name, place), capsize=3)
-        above = place % 2 == 0
-        axes.annotate(
-            METHODS[name], (at, height), xytext=(6, 6 if above else -13),
-            textcoords="offset points", fontsize=8.5, color=OWN if name == "ptv2" else "#334155",
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy (all seeds)")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 8)  # room for the last name
-    yield svg(figure)
-
+    if not results["settings"].get("quick"):
+        yield scores_over_parameters(found)
     kinds = {"training step": "a training step", "rows of many tasks": "texts of many tasks"}
     figure, both = style().subplots(1, 2, figsize=(7.5, 0.34 * len(found) + 1), sharey=True)
     for axes, (kind, label) in zip(both, kinds.items(), strict=True):
@@ -147,6 +133,25 @@ def methods(results: Any) -> Iterator[str]:
         axes.margins(x=0.15)
     both[0].invert_yaxis()
     yield svg(figure)
+
+
+def scores_over_parameters(methods: dict[str, Any]) -> str:
+    """A point for each method."""
+    figure, axes = style().subplots(figsize=(7.5, 3.8))
+    for place, (name, method) in enumerate(methods.items()):
+        scores = [run["score"] for run in method["runs"].values()]
+        at, height = method["trained parameters"], mean(scores)
+        error = [[height - min(scores)], [max(scores) - height]]
+        axes.errorbar(at, height, error, fmt="o", color=color(name, place), capsize=3)
+        above = place % 2 == 0
+        axes.annotate(
+            METHODS[name], (at, height), xytext=(6, 6 if above else -13),
+            textcoords="offset points", fontsize=8.5, color=OWN if name == "ptv2" else "#334155",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy (all seeds)")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 8)  # room for the last name
+    return svg(figure)
 
 
 def serving(results: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from compare import ours
 
 METHODS = {
     "ptv2": "P-Tuning v2 (ptv2)",
+    "ptv2-pooler": "the same with BERT's head",
     "official": "P-Tuning v2 (official method)",
     "peft-prefix": "prefix tuning (PEFT)",
     "adapters-prefix": "prefix tuning (adapters)",
@@ -96,12 +97,13 @@ def training(results: Any) -> Iterator[Table]:
 
 def methods(results: Any) -> Iterator[Table]:
     """The table that newcomers want."""
-    rows = []
+    rows, settings = [], results["settings"]
     for name, label in METHODS.items():
         found = results["methods"].get(name)
         if found is None:
             continue
         runs = [run["score"] for run in found.get("runs", {}).values()]
+        runs = [] if settings.get("quick") else runs
         score = f"{mean(runs):.4f}" if runs else ""
         if len(runs) > 1:
             score += f" ± {stdev(runs):.4f} ({len(runs)})"
@@ -122,11 +124,10 @@ def methods(results: Any) -> Iterator[Table]:
                 f"{ms['rows of many tasks'] / results['settings']['rows']:.2f}",
             )
         )
-    settings = results["settings"]
     examples = min(settings["train"], settings["examples"] or settings["train"])
     note = (
         f"{settings['encoder']}, {settings['data']}: {examples} examples, {settings['epochs']} "
-        f"epochs (fine-tuning half as many), accuracy of the best one on dev. The last two "
+        f"epochs, accuracy of the best one on dev. The last two "
         f"columns are a text by itself, and each of {settings['rows']} texts of "
         f"{settings['tasks']} tasks that are there at once."
     )
@@ -190,7 +191,9 @@ def headline(results: Any) -> str:
             ratios.append(min(others) / rivals[own]["seconds"]["forward + backward, warm"])
     if not ratios:
         return "No rival was timed."
+    few = f" of {len(ratios)} of {len(results['problems'])} problems"
+    which = "" if len(ratios) == len(results["problems"]) else few
     return (
-        f"The fastest rival of each problem takes {geometric_mean(ratios):.2f} times as long as "
-        f"ptv2, forward and backward, in the geometric mean."
+        f"The fastest rival of each problem{which} takes {geometric_mean(ratios):.2f} times as "
+        f"long as ptv2, forward and backward, in the geometric mean."
     )

@@ -11,7 +11,7 @@ from typing import Any
 from processes import Process
 from serving_setup import Setup
 
-EQUAL = ("ptv2", "peft", "adapters")
+EQUAL = ("ptv2", "compiled", "peft", "adapters")
 """The systems that give the same answers."""
 TOLERANCE = {"fp32": 3e-5, "bf16": 0.03, "fp16": 0.004}
 """Of the largest logit, by the encoder's dtype: three times what BERT-base's answers differ by."""

@@ -12,7 +12,7 @@ FOLDER/report.html, one page without other files, and FOLDER/report.md. A part t
 stop the others: the report says so, and the exit code. `--report` makes the report again.
 
 `--rivals` names the folder that `environments.sh` has made; without it PEFT is the one installed
-here, and `adapters` is reported as missing.
+here, and `adapters` is missing. `--quick` leaves out `adapters` and some of the methods.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from compare import compare
+from compare import PARTS, compare, read_part
 from measure import default_device, provenance, write_json
 from report import write_report
 
@@ -78,6 +78,15 @@ def parts(args: argparse.Namespace) -> list[Part]:
     return [part for part in found if args.only is None or part.name in args.only]
 
 
+def require_native() -> None:
+    """Raise a SystemExit where a CPU would run ptv2's reference, which is slow."""
+    sys.path.insert(0, str(ROOT / "kernels"))
+    from ptv2_kernels.native import WHY_MISSING
+
+    if WHY_MISSING is not None:
+        sys.exit(f"the sources have no native CPU implementation: {WHY_MISSING}")
+
+
 def run(part: Part, output: Path) -> str | None:
     """Run a part; what went wrong."""
     paths = os.pathsep.join(map(str, (ROOT / "kernels", ROOT)))
@@ -92,20 +101,26 @@ def run(part: Part, output: Path) -> str | None:
 
 
 def bench(args: argparse.Namespace) -> dict[str, str]:
-    """Run the parts; those that failed, and why."""
+    """Run the parts; those that failed, and why. Each leaves its own provenance."""
+    if args.device.type == "cpu":
+        require_native()
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.only is None:
+        for name in (*PARTS, "suite"):
+            (args.output / f"{name}.json").unlink(missing_ok=True)
+    about = read_part(args.output, "suite") or {"parts": {}}
     failed = {}
     for part in parts(args):
         output = args.output / f"{part.name}.json"
         output.unlink(missing_ok=True)
-        if (why := run(part, output)) is not None:
+        about["parts"].pop(part.name, None)
+        why = run(part, output)
+        source = provenance(args.device)
+        mode = "quick" if args.quick else "full"
+        about["parts"][part.name] = {**source, "mode": mode, "failed": why}
+        write_json(args.output / "suite.json", about)
+        if why is not None:
             failed[part.name] = why
-    about = {
-        "provenance": provenance(args.device),
-        "mode": "quick" if args.quick else "full",
-        "failed": failed,
-    }
-    write_json(args.output / "suite.json", about)
     return failed
 
 
@@ -124,8 +139,7 @@ def main() -> None:
     how.add_argument(
         "--compare", type=Path, nargs=2, metavar="FOLDER", help="what differs between two results"
     )
-    names = ("kernel", "training", "methods", "serving", "quality")
-    add("--only", nargs="+", choices=names, help="these parts")
+    add("--only", nargs="+", choices=PARTS, help="these parts")
     add("--data", type=Path, help="has sst2/train.jsonl and so on; else what the package ships")
     add("--rivals", type=Path, help="the folder that environments.sh has made")
     add("--device", type=torch.device, default=default_device())

@@ -78,6 +78,8 @@ def run_python(page: Path, block: Block, names: dict, said: Callable[[], str]) -
 def run_command(words: list[str]) -> None:
     """Run a command, or check as much of it as can be checked without."""
     match words:
+        case ["ptv2", "bench", *arguments]:
+            run_command(["python", "benchmarks/suite.py", *arguments])
         case ["ptv2", *arguments]:
             run_ptv2(arguments)
         case ["torchrun", *arguments]:

@@ -67,14 +67,20 @@ def test_a_service_is_warm_before_it_takes_requests(work, compiled):
 @torch.no_grad()
 def test_generated_code_gives_the_same(make_model):  # noqa: F811
     """By inductor, as in use."""
+    torch._dynamo.reset()
+    counters.clear()
     model = make_model("bert")
     served = list(serve(model).values())
     engine, plain = Engine(model, compile=True), Engine(model)
+    engine.warm_up(sequences([3, 4]))
+    warm = counters["stats"]["unique_graphs"]
+    assert warm
     for lengths in ([5], [9, 2, 17], [4, 30, 8, 1]):
         rows = sequences(lengths)
         tasks = served[: len(rows)]
         for a, b in zip(engine.run(tasks, rows), plain.run(tasks, rows), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == warm
 
 
 @pytest.mark.skipif(
