@@ -42,7 +42,7 @@ from ptv2.demo import encoder_directory
 from ptv2.tasks import load_data
 
 DATA = ("sst2", "trec", "snips", "banking77")
-QUICK = {"search": False, "seeds": [0], "examples": 400, "epochs": 1, "rounds": 4}
+QUICK = {"search": False, "seeds": [0], "examples": 400, "epochs": 1, "rounds": 3}
 
 
 def options() -> argparse.Namespace:

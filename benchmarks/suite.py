@@ -62,8 +62,8 @@ def parts(args: argparse.Namespace) -> list[Part]:
         "training": ("--quick",),
         "methods": ("--quick", "--methods", *QUICK_METHODS),
         "serving": (
-            *("--quick", "--systems", "ptv2", "bare", "peft", "--seconds", "1"),
-            *("--points", "2", "--memory-tasks", "10", "--many", "100"),
+            *("--quick", "--systems", "ptv2", "bare", "peft", "--seconds", "0.7"),
+            *("--points", "1", "--memory-tasks", "10", "--many", "50"),
         ),
     }
     chosen = quick if args.quick else dict.fromkeys(quick, ())
@@ -133,7 +133,7 @@ def main() -> None:
     add = parser.add_argument
     add("--output", type=Path, metavar="FOLDER", help="where results and the report go")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quick", action="store_true", help="five minutes on two cores")
+    how.add_argument("--quick", action="store_true", help="some five minutes on two cores")
     how.add_argument("--full", action="store_true", help="everything")
     how.add_argument("--report", action="store_true", help="only the report of what is there")
     how.add_argument(
