@@ -85,7 +85,10 @@ def make_setup(args: argparse.Namespace, encoder: str) -> Setup:
     """The data as token ids."""
     folder = args.data / args.task if args.data else SNIPS
     parts = [load_data(folder / f"{part}.jsonl") for part in ("train", "dev")]
-    labels = {label: i for i, label in enumerate(sorted(set(parts[0]["label"])))}
+    labels = {
+        label: i
+        for i, label in enumerate(sorted({label for part in parts for label in part["label"]}))
+    }
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     train, dev = (
         [
@@ -169,7 +172,10 @@ def main() -> None:
     if args.plot:
         from report_plots import methods as pictures  # needs matplotlib
 
-        args.plot.write_text(next(pictures(json.loads(args.output.read_text()))))
+        picture = next(pictures(json.loads(args.output.read_text())), None)
+        if picture is None:
+            sys.exit(f"--plot: no method of {args.output} was measured")
+        args.plot.write_text(picture)
         return
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()

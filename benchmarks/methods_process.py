@@ -16,7 +16,6 @@ import torch
 from measure import cpu_peak_bytes, package_version, peak_bytes
 from methods_setup import Setup, Training, batches, stepper, train
 from processes import answer_commands
-from transformers.utils import logging
 
 ENVIRONMENTS = {
     "ptv2": "ptv2",
@@ -134,11 +133,5 @@ class Commands:
         return perf_counter() - begin
 
 
-def main() -> None:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    answer_commands(Commands(*sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    main()
+    answer_commands(Commands(*sys.argv[1:]))

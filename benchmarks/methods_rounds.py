@@ -5,9 +5,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measure import commit
 from processes import Process
 
 RATES = {
@@ -78,7 +80,8 @@ def train(name: str, process: Process, args: argparse.Namespace, found: dict[str
     for seed in args.seeds:
         if str(seed) not in runs:
             run = process.call("train", **usual.options(name, rate, seed))
-            runs[str(seed)] = run | {"score": best(run["history"])}
+            at = commit(Path(__file__).parent)
+            runs[str(seed)] = run | {"score": best(run["history"]), "commit": at}
             print(f"{name}, seed {seed}: {runs[str(seed)]['score']:.4f}", flush=True)
 
 

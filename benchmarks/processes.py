@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 HERE = Path(__file__).parent
 REFUSALS = (ImportError, MemoryError, NotImplementedError)
 """What a command raises that cannot be done here; anything else is a failure of the process."""
@@ -64,6 +66,8 @@ class Process:
 
 def answer_commands(commands: Any) -> None:
     """Answer what comes, by the methods of an object, until the other side is gone."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

@@ -18,7 +18,6 @@ from measure import package_version
 from processes import answer_commands
 from serving_load import Request, draw_requests, measure
 from serving_setup import Setup
-from transformers.utils import logging
 
 NAMES = ("ptv2", "bare", "compiled", "peft", "adapters", "copies")
 
@@ -98,11 +97,5 @@ def _make(name: str, setup: Setup) -> Any:
     raise ValueError(f"system: expected {' or '.join(NAMES)}, got {name!r}")
 
 
-def main() -> None:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    answer_commands(Commands(*sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    main()
+    answer_commands(Commands(*sys.argv[1:]))

@@ -1,11 +1,14 @@
 """The compiled encoder: the answers of the plain one, and nothing compiled once it is warm."""
 
 import random
+import sys
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from typer.testing import CliRunner
 
+from ptv2.cli import app
 from ptv2.serving import Engine, Service
 from ptv2.serving.backbone import LaidOutLinear, load_backbone
 from tests.serving.test_engine import make_model, sequences, serve  # noqa: F401
@@ -81,6 +84,18 @@ def test_generated_code_gives_the_same(make_model):  # noqa: F811
         for a, b in zip(engine.run(tasks, rows), plain.run(tasks, rows), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == warm
+
+
+def test_the_command_asks_for_it(work, monkeypatch):
+    given = {}
+    module = sys.modules["ptv2.cli.serve"]
+    monkeypatch.setattr(
+        module, "Service", lambda model, **options: sys.exit(given.update(options))
+    )
+    command = ["serve", "--backbone", str(work / "encoder"), "--prompts", str(work / "prompts")]
+    for more in ([], ["--compile"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+        assert given["compile"] is bool(more)
 
 
 @pytest.mark.skipif(
