@@ -58,10 +58,13 @@ def default_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or what is known of the CPU."""
+    """The GPU's name; of a CPU what ratios depend on: cores, and instructions that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_amx_tile_supported():
+        instructions += " and AMX"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {instructions}"
 
 
 def commit(root: Path) -> str | None:

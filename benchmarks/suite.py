@@ -9,7 +9,8 @@ Four parts, each a script of its own that first checks answers and then times in
 serving of every way to adapt an encoder) and `serving` (bench_serving.py); `--full` has `quality`
 too (bench_quality.py), which needs `--data`. Each writes FOLDER/PART.json; with all of them come
 FOLDER/report.html, one page without other files, and FOLDER/report.md. A part that fails does not
-stop the others: the report says so, and the exit code. `--report` makes the report again.
+stop the others: the report says so, and the exit code. `--full` in the folder of one that was
+stopped goes on with its training runs. `--report` makes the report again.
 
 `--rivals` names the folder that `environments.sh` has made; without it PEFT is the one installed
 here, and `adapters` is missing. `--quick` leaves out `adapters` and some of the methods.
@@ -36,6 +37,8 @@ CPU_QUICK = (
     "cpu 64x32, prompt 16, head 32, float32",
 )
 GPU_QUICK = ("short", "training", "bank")
+RESUMED = ("methods", "quality")
+"""Their scripts keep the training runs that they find, if these have the same settings."""
 QUICK_METHODS = ("ptv2", "peft-prefix", "peft-lora", "fine-tuning")
 
 
@@ -105,19 +108,21 @@ def bench(args: argparse.Namespace) -> dict[str, str]:
     if args.device.type == "cpu":
         require_native()
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.only is None:
+    if args.only is None and args.quick:
         for name in (*PARTS, "suite"):
             (args.output / f"{name}.json").unlink(missing_ok=True)
     about = read_part(args.output, "suite") or {"parts": {}}
+    mode = "quick" if args.quick else "full"
     failed = {}
     for part in parts(args):
         output = args.output / f"{part.name}.json"
-        output.unlink(missing_ok=True)
-        about["parts"].pop(part.name, None)
-        why = run(part, output)
-        source = provenance(args.device)
-        mode = "quick" if args.quick else "full"
-        about["parts"][part.name] = {**source, "mode": mode, "failed": why}
+        before = about["parts"].get(part.name, {}).get("mode", mode)
+        if "quick" in (mode, before) or part.name not in RESUMED:
+            output.unlink(missing_ok=True)
+        entry = {**provenance(args.device), "mode": mode, "failed": f"{part.script} was stopped"}
+        about["parts"][part.name] = entry
+        write_json(args.output / "suite.json", about)
+        why = entry["failed"] = run(part, output)
         write_json(args.output / "suite.json", about)
         if why is not None:
             failed[part.name] = why

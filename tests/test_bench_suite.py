@@ -239,6 +239,29 @@ def test_a_part_that_fails_does_not_stop_the_others(
     assert "no_such_script.py ended with exit code 2" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("before", ["full", "quick"])
+def test_a_full_run_goes_on_with_a_stopped_one(
+    before: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    import suite as module
+
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import json, pathlib, sys; output = pathlib.Path(sys.argv[2]);"
+        "assert 'was stopped' in output.with_name('suite.json').read_text();"
+        "runs = json.loads(output.read_text()) if output.exists() else [];"
+        "run = dict(task='mood', method='prompt', metric='accuracy', score=len(runs));"
+        "output.write_text(json.dumps([*runs, run]))"
+    )
+    part = module.Part("quality", str(script), ())
+    monkeypatch.setattr(module, "parts", lambda args: [part])
+    for mode in (before, "full"):
+        suite(monkeypatch, f"--{mode}", "--output", tmp_path)
+    scores = [run["score"] for run in json.loads((tmp_path / "quality.json").read_text())]
+    assert scores == ([0, 1] if before == "full" else [0])
+
+
 def test_the_command_wants_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["bench", "--quick"])
