@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 EXTRAS ?= test,dev
 
-.PHONY: demo test stress browser ray bench micro check format wheel docs aot sanitize gpu clean
+.PHONY: demo test stress browser ray bench micro report check format wheel docs aot sanitize gpu clean
 
 demo: $(READY)
 	$(BIN)/ptv2 demo
@@ -53,6 +53,10 @@ micro: $(READY)
 	$(PIP) pytest-benchmark
 	PYTHONPATH=benchmarks $(BIN)/python -m pytest -q -p no:xdist benchmarks/micro --benchmark-json=build/micro.json
 	$(BIN)/python benchmarks/micro_history.py build/micro.json --history benchmarks/results/micro.json $(ADD)
+
+# The published results as a page of the documentation.
+report: $(READY)
+	$(BIN)/python benchmarks/report.py benchmarks/results docs/report.md
 
 check: $(READY)
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ from typing import Any
 from setuptools import Extension, find_packages, setup
 
 CSRC = "kernels/ptv2_kernels/csrc"
-SOURCES = [f"{CSRC}/{name}.cpp" for name in ("backward", "forward", "operators", "pairs")]
+SOURCES = [f"{CSRC}/{name}.cpp" for name in ("amx", "backward", "forward", "operators", "pairs")]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 INSTRUCTION_SETS = {  # name: (at::vec's name, flags); on other processors only "default"
     "default": ("DEFAULT", ["-O2"]),  # -O3 spoils at::vec's plain C++

@@ -175,7 +175,7 @@ def main() -> None:
         picture = next(pictures(json.loads(args.output.read_text())), None)
         if picture is None:
             sys.exit(f"--plot: no method of {args.output} was measured")
-        args.plot.write_text(picture)
+        args.plot.write_text(picture.svg)
         return
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from compare import OURS, ours
 from report_tables import METHODS, SYSTEMS
@@ -18,6 +18,13 @@ SHADES = {
     "stock": "#cbd5e1", "peft": "#64748b", "adapters": "#a8a29e", "copies": "#cbd5e1",
     "fine-tuning": "#cbd5e1",
 }  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """What it shows, for those who do not see it, and an SVG to stand in a page."""
+
+    text: str
+    svg: str
 
 
 def color(name: str, place: int) -> str:
@@ -54,16 +61,16 @@ def style() -> Any:
     return pyplot
 
 
-def svg(figure: Any) -> str:
-    """The picture without its XML header, to stand in a page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+def picture(text: str, figure: Any) -> Picture:
+    """A figure as SVG, without its XML header; the figure is closed."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
     style().close(figure)
-    found = text.getvalue()
-    return found[found.index("<svg") :]
+    found = file.getvalue()
+    return Picture(text, found[found.index("<svg") :])
 
 
-def kernel(results: Any) -> Iterator[str]:
+def kernel(results: Any) -> Iterator[Picture]:
     """How many times as long as ptv2 every rival takes, a dot for each problem."""
     part = "forward + backward, warm"
     ratios: dict[str, list[float]] = {}
@@ -84,10 +91,10 @@ def kernel(results: Any) -> Iterator[str]:
     axes.axvline(1, color=OWN)
     axes.set(xscale="log", xlabel="forward + backward, times as long as ptv2 (the line)")
     ticks(axes.xaxis)
-    yield svg(figure)
+    yield picture("how many times as long as ptv2 every rival of the attention takes", figure)
 
 
-def training(results: Any) -> Iterator[str]:
+def training(results: Any) -> Iterator[Picture]:
     """Seconds of a step, and what it keeps, by case."""
     for what, label in (("seconds", "a step"), ("kept bytes", "kept for the backward")):
         cases = {case: found[what] for case, found in results["cases"].items()}
@@ -109,10 +116,10 @@ def training(results: Any) -> Iterator[str]:
         axes.set_xticks(range(len(cases)), [name.replace(", ", "\n", 1) for name in cases])
         axes.set_ylabel(f"{label}, of ptv2's")
         axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.18))
-        yield svg(figure)
+        yield picture(f"{label}, by case, in terms of ptv2's", figure)
 
 
-def methods(results: Any) -> Iterator[str]:
+def methods(results: Any) -> Iterator[Picture]:
     """Scores over trained parameters; and what a text of many tasks takes."""
     found = {name: results["methods"][name] for name in METHODS if name in results["methods"]}
     found = {name: method for name, method in found.items() if "seconds" in method}
@@ -132,10 +139,10 @@ def methods(results: Any) -> Iterator[str]:
         axes.set_xlabel(f"{label}, ms each")
         axes.margins(x=0.15)
     both[0].invert_yaxis()
-    yield svg(figure)
+    yield picture("milliseconds of a training step and of a text, by method", figure)
 
 
-def scores_over_parameters(methods: dict[str, Any]) -> str:
+def scores_over_parameters(methods: dict[str, Any]) -> Picture:
     """A point for each method."""
     figure, axes = style().subplots(figsize=(7.5, 3.8))
     for place, (name, method) in enumerate(methods.items()):
@@ -151,10 +158,10 @@ def scores_over_parameters(methods: dict[str, Any]) -> str:
     axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy (all seeds)")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 8)  # room for the last name
-    return svg(figure)
+    return picture("accuracy over trained parameters, by method", figure)
 
 
-def serving(results: Any) -> Iterator[str]:
+def serving(results: Any) -> Iterator[Picture]:
     """Latencies over the rate."""
     load = results["load"]
     figure, axes = style().subplots(figsize=(7.5, 3.6))
@@ -172,10 +179,10 @@ def serving(results: Any) -> Iterator[str]:
     ticks(axes.xaxis)
     ticks(axes.yaxis)
     axes.legend(fontsize=8.5)
-    yield svg(figure)
+    yield picture("latency over the rate of requests, by system", figure)
 
 
-def quality(results: Any) -> Iterator[str]:
+def quality(results: Any) -> Iterator[Picture]:
     """A bar for the mean score of each method by data set, a dot for every seed."""
     tasks = list(dict.fromkeys(run["task"] for run in results))
     names = list(dict.fromkeys(run["method"] for run in results))
@@ -199,7 +206,7 @@ def quality(results: Any) -> Iterator[str]:
     axes.set_xticks(range(len(tasks)), tasks, fontsize=8.5)
     axes.set_ylabel("score of the best epoch on dev")
     axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.15))
-    yield svg(figure)
+    yield picture("scores by data set and method", figure)
 
 
 def ticks(axis: Any) -> None:

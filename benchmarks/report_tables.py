@@ -51,7 +51,8 @@ def with_spread(seconds: float, share: float) -> str:
 
 
 def kernel(results: Any) -> Iterator[Table]:
-    """A table a problem: every implementation's times."""
+    """A table of all problems, then one for each: every implementation's times."""
+    yield fastest_rivals(results)
     for name, problem in results["problems"].items():
         rivals = {row["rival"]: row for row in problem["rivals"]}
         own = ours(rivals)
@@ -70,6 +71,24 @@ def kernel(results: Any) -> Iterator[Table]:
             rows.append((rival, *cells, times, f"{row['saved bytes'] / 2**20:.2f}"))
         header = ("", "forward, ms", "forward + backward, ms", "of ptv2's", "kept, MiB")
         yield Table(name, header, rows, "Not timed: " + "; ".join(untimed) if untimed else "")
+
+
+def fastest_rivals(results: Any) -> Table:
+    """What the fastest rival takes, forward, and forward and backward."""
+    rows = []
+    for name, problem in results["problems"].items():
+        timed = {row["rival"]: row["seconds"] for row in problem["rivals"] if "seconds" in row}
+        own = ours({row["rival"]: row for row in problem["rivals"]})
+        others = [rival for rival in timed if not rival.startswith("ptv2")]
+        if not own or not others:
+            continue
+        cells = []
+        for part in ("forward, warm", "forward + backward, warm"):
+            best = min(others, key=lambda rival: timed[rival][part])
+            cells += [f"{timed[best][part] / timed[own][part]:.2f}", best]
+        rows.append((name, *cells))
+    header = ("", "forward, of ptv2's", "by", "forward + backward, of ptv2's", "by")
+    return Table("the fastest rival of each problem", header, rows)
 
 
 def training(results: Any) -> Iterator[Table]:

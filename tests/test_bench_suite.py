@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sys.argv", ["bench_methods", "--output", str(folder / "methods.json"), *options]
         )
         try:
-            bench_methods.main()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT warns of its own use of transformers
+                bench_methods.main()
         finally:
             torch.set_num_threads(threads)
     for name in ("training", "serving", "quality"):
         shutil.copy(BENCHMARKS / "results" / f"{name}.json", folder)
-    shutil.copy(BENCHMARKS / "results" / "cpu.json", folder / "kernel.json")
+    shutil.copy(BENCHMARKS / "results" / "kernel-avx512.json", folder / "kernel.json")
     about = {"device": "a CPU", "python": "3", "commit": "abc", "date": "today", "versions": {}}
     about |= {"mode": "quick", "failed": None}
     names = ("kernel", "training", "methods", "serving", "quality")
@@ -89,7 +92,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")  # PEFT warns of its own use of transformers
 def test_methods_are_trained_checked_and_measured(results: Path) -> None:
     found = json.loads((results / "methods.json").read_text())["methods"]
     failed = found.pop("adapters-prefix")
@@ -161,6 +163,23 @@ def test_the_report_shows_all_parts(results: Path) -> None:
         assert words in page
         assert words in text
     assert "| LoRA (PEFT) |" in text
+
+
+def test_the_report_as_a_page(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    import report
+
+    shutil.copy(results / "quality.json", tmp_path)
+    shutil.copy(results / "kernel.json", tmp_path)
+    page = tmp_path / "report.md"
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), str(page)])
+    report.main()
+    pictures = re.findall(r"!\[[^<\]]+\]\((.+)\)", page.read_text())
+    assert len(pictures) == 2
+    assert all((tmp_path / picture).read_text().startswith("<svg") for picture in pictures)
+    assert "each run in quality.json names its own" in page.read_text()
 
 
 def test_what_differs_between_two_results(

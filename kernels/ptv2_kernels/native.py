@@ -1,7 +1,8 @@
 """The native CPU implementation: the C++ in `csrc/`, built for several instruction sets.
 
 The build makes one library of the same sources for each set; the one that torch would use on this
-machine is loaded. `ATEN_CPU_CAPABILITY=avx2` (or `default`) forces torch and this down.
+machine is loaded. `ATEN_CPU_CAPABILITY=avx2` (or `default`) forces torch and this down;
+`PTV2_AMX=0` keeps bf16 from AMX.
 """
 
 from pathlib import Path

@@ -64,7 +64,7 @@ def test_matches_reference(case):
         assert all((x[masked] == 0).all() for x in actual[2:5])
 
 
-@pytest.mark.parametrize("head_dim", [32, 20])
+@pytest.mark.parametrize("head_dim", [32, 20, 48, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pool_dtype", [None, torch.float32])
 def test_half_precision(dtype, pool_dtype, head_dim):
@@ -105,9 +105,10 @@ def test_prompts_may_overlap_and_leave_gaps(p):
     assert_close(actual, run_exact(inputs, *grads, p=p), LIMITS[torch.float32])
 
 
-def test_unmasked_nan_stays_in_its_sequence():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unmasked_nan_stays_in_its_sequence(dtype):
     """As in softmax: NaN in one key makes NaN of every row that sees it, and of no other."""
-    inputs = make_inputs(batch=3, length=20)
+    inputs = make_inputs(batch=3, length=20, dtype=dtype)
     inputs["key"][1, :, 4] = float("nan")
     out, lse, *_ = run(inputs, *gradients_of_outputs(inputs))
     assert out[1].isnan().all()
@@ -239,17 +240,27 @@ def test_without_native_auto_says_so_once(monkeypatch):
 
 CHECK = """
 import sys, torch
+dtype = getattr(torch, sys.argv[1])
 from ptv2_kernels import native
 from ptv2_kernels.testing import GRADIENTS, LIMITS
 from tests.kernels.test_native import make_inputs, gradients_of_outputs, run, run_exact
 from tests.kernels.numerics import assert_close
 print(native.library_path().name, native.WHY_MISSING)
 for head_dim in (20, 64):
-    inputs = make_inputs(length=137, head_dim=head_dim, prompts=(20,), masked=True)
+    inputs = make_inputs(length=137, head_dim=head_dim, prompts=(20,), masked=True, dtype=dtype)
     grads = gradients_of_outputs(inputs)
     expected = run_exact(inputs, *grads, p=0.1)
-    assert_close(run(inputs, *grads, p=0.1), expected, LIMITS[torch.float32])
+    assert_close(run(inputs, *grads, p=0.1), expected, LIMITS[dtype])
 """
+
+
+def check_in_a_process(dtype, **variables):
+    """The library that it takes."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    command = [sys.executable, "-c", CHECK, dtype]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
@@ -258,12 +269,11 @@ def test_on_a_smaller_instruction_set(capability):
     library = here.with_name(f"_native_{capability}_{here.stem.split('_', 3)[3]}.so")
     if capability == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("no avx2 on this processor")
-    environment = os.environ | {
-        "ATEN_CPU_CAPABILITY": capability,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False
-    )
-    assert process.stdout == f"{library.name} None\n", process.stderr
-    assert process.returncode == 0, process.stderr
+    said = check_in_a_process("float32", ATEN_CPU_CAPABILITY=capability)
+    assert said == f"{library.name} None\n"
+
+
+def test_bf16_without_amx():
+    """Where there is none this is how the other tests ran too."""
+    said = check_in_a_process("bfloat16", PTV2_AMX="0")
+    assert said == f"{native.library_path().name} None\n"

@@ -52,35 +52,35 @@ void load_sequence(
   using Element = typename Format::Element;
   for (int64_t first = 0; first < sequence.length; first += kBlockRows) {
     const int64_t count = std::min(kBlockRows, sequence.length - first);
-    const int64_t rows = round_up(count, kLanes), place = first * w.width;
-    const auto load = [&](float* dst, const Matrix& matrix) {
+    const int64_t rows = round_up(count, kLanes), place = first * w.depth;
+    const auto load = [&](auto* dst, const Matrix& matrix) {
       load_rows(
           dst, w.width, matrix, sequence.entry, head, sequence.start, nullptr, first, count, rows,
           call.head_dim);
     };
-    const auto prepare = [&](float* floats, Element* over_rows, Element* transposed) {
-      finite_where_masked(floats, w.width, call, sequence, first, count);
-      Format::over_rows(floats, over_rows + place / Format::kDepth, rows, w.width);
-      transpose(
-          transposed + place, kBlockRows, Format::over_columns(floats, w.columns, rows, w.width),
-          w.depth, rows, w.depth);
+    const auto prepare = [&](const Matrix& matrix, Element* over_rows, Element* transposed) {
+      Element* columns = Format::pick(over_rows, w.columns);
+      load(Format::numbers(columns), matrix);
+      finite_where_masked(Format::numbers(columns), w.width, call, sequence, first, count);
+      Format::over_rows(columns, over_rows, rows, w.width);
+      transpose(transposed, kBlockRows, columns, w.depth, rows, w.depth);
     };
-    load(w.query_rows + place, call.query);
-    load(w.d_out_rows + place, g.grad_out);
-    prepare(w.query_rows + place, w.query, w.query_t);
-    prepare(w.d_out_rows + place, w.d_out, w.d_out_t);
+    prepare(call.query, w.query + place, w.query_t + place);
+    prepare(g.grad_out, w.d_out + place, w.d_out_t + place);
 
     float *lse = w.lse + first, *delta = w.delta + first;
     std::fill_n(lse, rows, kInfinity);
     std::fill_n(delta, rows, 0.0f);
     if (g.out.data != nullptr) {
       load(w.out_rows, g.out);
+      load(w.d_out_rows, g.grad_out);
+      finite_where_masked(w.d_out_rows, w.width, call, sequence, first, count);
     }
     const float* row_lse = g.lse.row(sequence.entry, head, sequence.start + first);
     for (int64_t i = 0; i < count; ++i) {
       lse[i] = row_lse[i] == -kInfinity ? kInfinity : row_lse[i] * kLog2E;
       if (g.out.data != nullptr) {
-        delta[i] = dot(w.d_out_rows + place + i * w.width, w.out_rows + i * w.width, w.width);
+        delta[i] = dot(w.d_out_rows + i * w.width, w.out_rows + i * w.width, w.width);
       }
       if (g.grad_lse.data != nullptr) {
         delta[i] -= g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
@@ -283,11 +283,9 @@ void backward(const Call& call, const Gradients& g) {
   partials.key.resize(g.needs.prefix_key ? size : 0);
   partials.value.resize(g.needs.prefix_value ? size : 0);
   partials.gate.resize(g.needs.prefix_gate ? call.heads * partials.rows : 0);
-  if (call.query.dtype == at::kBFloat16 && has_pairs()) {
-    run_chunks<Pairs>(call, g, chunks, partials);
-  } else {
-    run_chunks<Floats>(call, g, chunks, partials);
-  }
+  with_format(call.query.dtype, [&](auto format) {
+    run_chunks<decltype(format)>(call, g, chunks, partials);
+  });
   if (g.needs.prefix_key) {
     sum_partials(call, chunks, partials, partials.key, g.prefix_key, call.options.scale);
   }

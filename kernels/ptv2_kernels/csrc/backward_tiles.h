@@ -25,25 +25,21 @@ template <typename Format>
 struct KeyTile {
   using Element = typename Format::Element;
 
-  KeyTile(Scratch& scratch, int64_t floats)
-      : key_rows(scratch.take(floats)),
-        value_rows(scratch.take(floats)),
-        key_columns(scratch.take<Element>(Format::scratch(floats))),
-        key_over_rows(scratch.take<Element>(Format::scratch(floats))),
-        value_columns(scratch.take<Element>(Format::scratch(floats))) {}
+  KeyTile(Scratch& scratch, int64_t numbers)
+      : key(scratch.take<Element>(numbers / Format::kDepth)),
+        value(scratch.take<Element>(numbers / Format::kDepth)),
+        key_over_rows(scratch.take<Element>(Format::scratch(numbers))) {}
 
-  static int64_t size(int64_t floats) {
-    return 2 * Scratch::size(floats) + 3 * Scratch::size(Format::scratch(floats));
+  static int64_t size(int64_t numbers) {
+    return 2 * Scratch::size(numbers / Format::kDepth) + Scratch::size(Format::scratch(numbers));
   }
 
-  // The tile `floats` further on.
-  KeyTile at(int64_t floats) const {
+  // The tile `numbers` further on.
+  KeyTile at(int64_t numbers) const {
     KeyTile tile = *this;
-    tile.key_rows += floats;
-    tile.value_rows += floats;
-    tile.key_columns += Format::scratch(floats);
-    tile.key_over_rows += Format::scratch(floats);
-    tile.value_columns += Format::scratch(floats);
+    tile.key += numbers / Format::kDepth;
+    tile.value += numbers / Format::kDepth;
+    tile.key_over_rows += Format::scratch(numbers);
     return tile;
   }
 
@@ -52,21 +48,17 @@ struct KeyTile {
       int64_t head_dim) {
     const int64_t padded = round_up(count, kTileRows);
     if (keys.key.data != nullptr) {
-      load_keys(key_rows, keys.key, keys, head, first, count, width, head_dim);
-      Format::over_columns(key_rows, key_columns, padded, width);
-      Format::over_rows(key_rows, key_over_rows, padded, width);
+      load_keys(Format::numbers(key), keys.key, keys, head, first, count, width, head_dim);
+      Format::over_rows(key, key_over_rows, padded, width);
     }
     if (keys.value.data != nullptr) {
-      load_keys(value_rows, keys.value, keys, head, first, count, width, head_dim);
-      Format::over_columns(value_rows, value_columns, padded, width);
+      load_keys(Format::numbers(value), keys.value, keys, head, first, count, width, head_dim);
     }
   }
 
-  float* key_rows;  // (kBlockKeys, width)
-  float* value_rows;
-  Element* key_columns;
+  Element* key;  // (kBlockKeys, depth)
+  Element* value;
   Element* key_over_rows;
-  Element* value_columns;
 };
 
 template <typename Format>
@@ -78,24 +70,23 @@ struct BackwardWorkspace {
         depth(width / Format::kDepth),
         rows(round_up(longest, kBlockRows)),
         scratch(
-            5 * Scratch::size(rows * width) + 2 * Scratch::size(Format::scratch(rows * width)) +
-            2 * Scratch::size(rows) + Scratch::size(kBlockRows * width) +
+            4 * Scratch::size(rows * depth) + Scratch::size(rows * width) +
+            2 * Scratch::size(rows) + 2 * Scratch::size(kBlockRows * width) +
             Scratch::size(Format::scratch(kBlockRows * width)) +
             KeyTile<Format>::size(round_up(longest_prompt, kBlockKeys) * width) +
             KeyTile<Format>::size(kBlockKeys * width) + 2 * Scratch::size(kBlockKeys * width) +
             3 * Scratch::size(kBlockKeys * kBlockRows) +
             3 * Scratch::size(Format::scratch(kBlockKeys * kBlockRows)) +
             Scratch::size(4 * kBlockRows)),
-        query_rows(scratch.take(rows * width)),
-        d_out_rows(scratch.take(rows * width)),
-        query(scratch.take<Element>(Format::scratch(rows * width))),
-        d_out(scratch.take<Element>(Format::scratch(rows * width))),
-        query_t(scratch.take<Element>(rows * width)),
-        d_out_t(scratch.take<Element>(rows * width)),
+        query(scratch.take<Element>(rows * depth)),
+        d_out(scratch.take<Element>(rows * depth)),
+        query_t(scratch.take<Element>(rows * depth)),
+        d_out_t(scratch.take<Element>(rows * depth)),
         d_query(scratch.take(rows * width)),
         lse(scratch.take(rows)),
         delta(scratch.take(rows)),
         out_rows(scratch.take(kBlockRows * width)),
+        d_out_rows(scratch.take(kBlockRows * width)),
         columns(scratch.take<Element>(Format::scratch(kBlockRows * width))),
         prompt(scratch, round_up(longest_prompt, kBlockKeys) * width),
         own(scratch, kBlockKeys * width),
@@ -109,13 +100,12 @@ struct BackwardWorkspace {
         d_scores_over_keys(scratch.take<Element>(Format::scratch(kBlockKeys * kBlockRows))),
         words(scratch.take<uint32_t>(4 * kBlockRows)) {}
 
+  typename Format::Session session;
   int64_t width;  // head_dim up to a multiple of kLanes
   int64_t depth;  // the same in elements
   int64_t rows;   // of the longest sequence, up to whole blocks
   Scratch scratch;
-  // Of a sequence: (rows, width).
-  float* query_rows;
-  float* d_out_rows;
+  // Of a sequence, in numbers: (rows, width).
   Element* query;  // over rows
   Element* d_out;
   Element* query_t;  // (depth, kBlockRows) for each block
@@ -125,6 +115,7 @@ struct BackwardWorkspace {
   float* delta;
   // Of a block of rows: (kBlockRows, width).
   float* out_rows;
+  float* d_out_rows;
   Element* columns;
   // Of a tile of keys: (kBlockKeys, width).
   KeyTile<Format> prompt;  // all tiles of the prompt
@@ -206,18 +197,18 @@ void tile_gradients(
     const KeyTile<Format>& tile, const TileSums& sums, const Range& range,
     const Sequence& sequence, int64_t head, int64_t first_row) {
   const int64_t rows = round_up(std::min(kBlockRows, sequence.length - first_row), kLanes);
-  const int64_t count = range.end - range.begin, place = first_row * w.width;
+  const int64_t count = range.end - range.begin, place = first_row * w.depth;
   const int64_t row_depth = rows / Format::kDepth;
   const int64_t key_depth = (count + Format::kDepth - 1) / Format::kDepth;
   constexpr int64_t stride = kBlockRows / Format::kDepth;
   const bool needs_scores = sums.d_key != nullptr || sums.d_gate != nullptr || needs.query;
   Format::template multiply<false>(
-      Format::pick(tile.key_rows, tile.key_columns), w.depth, w.query_t + place, kBlockRows,
-      w.scores, kBlockRows, count, rows, w.depth, false, call.options.scale * kLog2E);
+      tile.key, w.depth, w.query_t + place, kBlockRows, w.scores, kBlockRows, count, rows, w.depth,
+      false, call.options.scale * kLog2E);
   if (needs_scores) {
     Format::template multiply<false>(
-        Format::pick(tile.value_rows, tile.value_columns), w.depth, w.d_out_t + place, kBlockRows,
-        w.d_weights, kBlockRows, count, rows, w.depth, false, 1.0f);
+        tile.value, w.depth, w.d_out_t + place, kBlockRows, w.d_weights, kBlockRows, count, rows,
+        w.depth, false, 1.0f);
   }
   hide(w.scores, call.options, keys, range.begin, count, first_row, rows);
   if (call.options.dropout) {
@@ -233,21 +224,19 @@ void tile_gradients(
   weigh(w, call.options.dropout, first_row, count, rows, needs_scores);
   if (sums.d_value != nullptr) {
     Format::template multiply<false>(
-        Format::pick(w.scores, w.weights), stride,
-        Format::pick(w.d_out_rows + place, w.d_out + place / Format::kDepth), w.width,
-        sums.d_value, w.width, count, w.width, row_depth, true, 1.0f);
+        Format::pick(w.scores, w.weights), stride, w.d_out + place, w.width, sums.d_value, w.width,
+        count, w.width, row_depth, true, 1.0f);
   }
   if (sums.d_key != nullptr) {
     Format::template multiply<false>(
-        Format::pick(w.d_weights, w.d_scores), stride,
-        Format::pick(w.query_rows + place, w.query + place / Format::kDepth), w.width, sums.d_key,
+        Format::pick(w.d_weights, w.d_scores), stride, w.query + place, w.width, sums.d_key,
         w.width, count, w.width, row_depth, true, 1.0f);
   }
   if (needs.query) {
     Format::template multiply<true>(
         Format::pick(w.d_weights, w.d_scores_over_keys), kBlockRows,
-        Format::pick(tile.key_rows, tile.key_over_rows), w.width, w.d_query + place, w.width, rows,
-        w.width, key_depth, true, 1.0f);
+        Format::pick(tile.key, tile.key_over_rows), w.width, w.d_query + first_row * w.width,
+        w.width, rows, w.width, key_depth, true, 1.0f);
   }
 }
 

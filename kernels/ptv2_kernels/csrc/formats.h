@@ -1,11 +1,11 @@
-// In which form products take their factors: fp32, or pairs of bf16.
+// In which form products take their factors, fp32 or pairs of bf16, and what multiplies them.
 //
-// A format turns fp32 rows (count, width) into elements that hold kDepth numbers next to each other
-// along the depth of a product: (count, width / kDepth) elements for a product over columns, (count /
-// kDepth, width) for one over rows. Scratch for them is handed in; floats need none and stay as they
-// are.
+// A format's elements hold kDepth numbers that are neighbours along the depth of a product. For a
+// product over columns these are the rows as they are, (count, width / kDepth) elements; for one over
+// rows, (count / kDepth, width), they are made in scratch, which is handed in; floats need none.
 #pragma once
 
+#include "amx.h"
 #include "pairs.h"
 #include "product.h"
 #include "rows.h"
@@ -16,15 +16,20 @@ struct Floats {
   using Element = float;
   static constexpr int64_t kDepth = 1;
 
-  // Elements of scratch for so many floats.
+  // What a thread holds while it multiplies.
+  struct Session {};
+
+  // Elements of scratch for so many numbers, for what is made of others.
   static int64_t scratch(int64_t) { return 0; }
 
-  static float* over_columns(float* rows, float*, int64_t, int64_t) { return rows; }
+  // The numbers that elements hold.
+  static float* numbers(float* elements) { return elements; }
 
-  static float* over_rows(float* rows, float*, int64_t, int64_t) { return rows; }
+  // From rows (count, width) for a product over columns to those for one over rows.
+  static void over_rows(const float*, float*, int64_t, int64_t) {}
 
-  // The floats themselves, or what this format makes of them in scratch.
-  static float* pick(float* floats, float*) { return floats; }
+  // What others are made of, or what this format makes of it in scratch.
+  static float* pick(float* source, float*) { return source; }
 
   // Weights of kDepth keys for kLanes query rows, for a product over keys.
   static void store_over_keys(float* dst, const Vec* weights) { weights[0].store(dst); }
@@ -41,47 +46,51 @@ struct Floats {
   }
 };
 
-// kLanes pairs.
-inline void store_pairs(uint32_t* dst, Vec low, Vec high) {
-  const IntVec lower = (round_to_bf16(low) >> IntVec(16)) & IntVec(0xFFFF);
-  const IntVec upper = round_to_bf16(high) & IntVec(static_cast<int32_t>(0xFFFF0000));
-  (lower | upper).store(dst);
+#if defined(CPU_CAPABILITY_AVX512)
+// kLanes bf16, rounded to nearest even; of a number below 2^-126, 0. In assembly, so that the rest of
+// this file is not compiled for processors that have the instruction: only has_pairs() ones get here.
+inline __m256i round_by_instruction(Vec values) {
+  __m256i rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(static_cast<__m512>(values)));
+  return rounded;
 }
 
 struct Pairs {
   using Element = uint32_t;
   static constexpr int64_t kDepth = 2;
 
-  static int64_t scratch(int64_t floats) { return floats; }
+  struct Session {};
 
-  static uint32_t* over_columns(
-      const float* rows, uint32_t* dst, int64_t count, int64_t width) {
-    for (int64_t i = 0; i < count * width; i += kLanes) {
-      store_over_queries(dst, i, Vec::loadu(rows + i));
-    }
-    return dst;
-  }
+  static int64_t scratch(int64_t numbers) { return numbers / kDepth; }
+
+  static uint16_t* numbers(uint32_t* elements) { return reinterpret_cast<uint16_t*>(elements); }
 
   // `count` is even; rows beyond the last may follow as zeros.
-  static uint32_t* over_rows(const float* rows, uint32_t* dst, int64_t count, int64_t width) {
-    for (int64_t i = 0; i < count / 2; ++i) {
-      const float* low = rows + 2 * i * width;
-      const float* high = low + width;
-      for (int64_t d = 0; d < width; d += kLanes) {
-        store_pairs(dst + i * width + d, Vec::loadu(low + d), Vec::loadu(high + d));
+  static void over_rows(uint32_t* rows, uint32_t* dst, int64_t count, int64_t width) {
+    for (int64_t i = 0; i < count; i += 2) {
+      const uint16_t* low = numbers(rows) + i * width;
+      const uint16_t* high = low + width;
+      uint32_t* pairs = dst + i / 2 * width;
+      for (int64_t d = 0; d < width; ++d) {
+        pairs[d] = low[d] | static_cast<uint32_t>(high[d]) << 16;
       }
     }
-    return dst;
   }
 
-  static uint32_t* pick(float*, uint32_t* scratch) { return scratch; }
+  template <typename Source>
+  static uint32_t* pick(Source*, uint32_t* scratch) {
+    return scratch;
+  }
 
   static void store_over_keys(uint32_t* dst, const Vec* weights) {
-    store_pairs(dst, weights[0], weights[1]);
+    const __m512i low = _mm512_cvtepu16_epi32(round_by_instruction(weights[0]));
+    const __m512i high = _mm512_cvtepu16_epi32(round_by_instruction(weights[1]));
+    _mm512_storeu_si512(dst, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 
   static void store_over_queries(uint32_t* dst, int64_t row, Vec weights) {
-    store_bf16(reinterpret_cast<uint16_t*>(dst) + row, weights);
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(numbers(dst) + row), round_by_instruction(weights));
   }
 
   template <bool kTransposed>
@@ -92,6 +101,34 @@ struct Pairs {
         kTransposed, a, a_stride, b, b_stride, c, c_stride, rows, columns, depth, accumulate, factor);
   }
 };
+
+struct Amx : Pairs {
+  using Session = AmxSession;
+
+  template <bool kTransposed>
+  static void multiply(
+      const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
+      int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, float factor) {
+    multiply_amx(
+        kTransposed, a, a_stride, b, b_stride, c, c_stride, rows, columns, depth, accumulate, factor);
+  }
+};
+
+#endif
+
+// Call run(Format()) with the fastest format that this machine has for a dtype.
+template <typename Run>
+void with_format([[maybe_unused]] at::ScalarType dtype, const Run& run) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if (dtype == at::kBFloat16 && has_amx()) {
+    return run(Amx());
+  }
+  if (dtype == at::kBFloat16 && has_pairs()) {
+    return run(Pairs());
+  }
+#endif
+  run(Floats());
+}
 
 // dst (columns, stride) = elements (rows, columns)^T; `rows` is a multiple of kLanes.
 template <typename Element>

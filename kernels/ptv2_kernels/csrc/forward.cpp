@@ -18,17 +18,16 @@ struct Workspace {
       : width(round_up(head_dim, kLanes)),
         depth(width / Format::kDepth),
         scratch(
-            3 * Scratch::size(kBlockRows * width) + 2 * Scratch::size(kBlockKeys * width) +
-            2 * Scratch::size(kBlockKeys * kBlockRows) + 7 * Scratch::size(kBlockRows) +
-            Format::scratch(kBlockRows * width + 2 * kBlockKeys * width + kBlockKeys * kBlockRows)),
-        query(scratch.take(kBlockRows * width)),
-        query_elements(scratch.take<Element>(Format::scratch(kBlockRows * width))),
-        query_t(scratch.take<Element>(kBlockRows * width)),
+            2 * Scratch::size(kBlockRows * depth) + Scratch::size(kBlockRows * width) +
+            2 * Scratch::size(kBlockKeys * depth) + 2 * Scratch::size(kBlockKeys * kBlockRows) +
+            7 * Scratch::size(kBlockRows) +
+            Format::scratch(kBlockKeys * width + kBlockKeys * kBlockRows)),
+        query(scratch.take<Element>(kBlockRows * depth)),
+        query_t(scratch.take<Element>(kBlockRows * depth)),
         out(scratch.take(kBlockRows * width)),
-        key(scratch.take(kBlockKeys * width)),
-        value(scratch.take(kBlockKeys * width)),
-        key_elements(scratch.take<Element>(Format::scratch(kBlockKeys * width))),
-        value_elements(scratch.take<Element>(Format::scratch(kBlockKeys * width))),
+        key(scratch.take<Element>(kBlockKeys * depth)),
+        value(scratch.take<Element>(kBlockKeys * depth)),
+        value_over_rows(scratch.take<Element>(Format::scratch(kBlockKeys * width))),
         scores(scratch.take(kBlockKeys * kBlockRows)),
         weights(scratch.take<Element>(Format::scratch(kBlockKeys * kBlockRows))),
         factors(scratch.take(kBlockKeys * kBlockRows)),
@@ -37,20 +36,19 @@ struct Workspace {
         correction(scratch.take(kBlockRows)),
         words(scratch.take<uint32_t>(4 * kBlockRows)) {}
 
+  typename Format::Session session;
   int64_t width;  // head_dim up to a multiple of kLanes
   int64_t depth;  // the same in elements
   Scratch scratch;
-  float* query;  // (kBlockRows, width)
-  Element* query_elements;
+  Element* query;    // (kBlockRows, depth)
   Element* query_t;  // (depth, kBlockRows)
   float* out;        // (kBlockRows, width), not yet divided by row_sum
-  float* key;        // (kBlockKeys, width)
-  float* value;
-  Element* key_elements;    // over columns
-  Element* value_elements;  // over rows
-  float* scores;            // (kBlockKeys, kBlockRows), times scale and log2 e
-  Element* weights;         // over keys
-  float* factors;           // dropout's, as scores
+  Element* key;      // (kBlockKeys, depth)
+  Element* value;
+  Element* value_over_rows;
+  float* scores;     // (kBlockKeys, kBlockRows), times scale and log2 e
+  Element* weights;  // over keys
+  float* factors;    // dropout's, as scores
   float* row_max;
   float* row_sum;
   float* correction;
@@ -109,16 +107,21 @@ void scale_rows(float* matrix, int64_t width, const float* factors, int64_t rows
 
 template <typename Format>
 void attend(const Call& call, Workspace<Format>& w, const Keys& keys, const Block& block) {
+  using Element = typename Format::Element;
   const int64_t rows = round_up(block.rows, kLanes);
   const Range range = visible_keys(call.options, keys, block.first_row, block.rows);
   for (int64_t first = range.begin; first < range.end; first += kBlockKeys) {
     const int64_t count = std::min(kBlockKeys, range.end - first);
     const int64_t padded = round_up(count, kTileRows);
-    load_keys(w.key, keys.key, keys, block.head, first, count, w.width, call.head_dim);
-    load_keys(w.value, keys.value, keys, block.head, first, count, w.width, call.head_dim);
+    const auto load = [&](Element* dst, const Matrix& matrix) {
+      load_keys(
+          Format::numbers(dst), matrix, keys, block.head, first, count, w.width, call.head_dim);
+    };
+    load(w.key, keys.key);
+    load(w.value, keys.value);
+    Format::over_rows(w.value, w.value_over_rows, padded, w.width);
     Format::template multiply<false>(
-        Format::over_columns(w.key, w.key_elements, padded, w.width), w.depth, w.query_t,
-        kBlockRows, w.scores, kBlockRows, count, rows, w.depth, false,
+        w.key, w.depth, w.query_t, kBlockRows, w.scores, kBlockRows, count, rows, w.depth, false,
         call.options.scale * kLog2E);
     add_gates(w.scores, keys.log_gate(block.head), first, count, rows);
     hide(w.scores, call.options, keys, first, count, block.first_row, rows);
@@ -132,8 +135,8 @@ void attend(const Call& call, Workspace<Format>& w, const Keys& keys, const Bloc
     scale_rows(w.out, w.width, w.correction, rows);
     Format::template multiply<true>(
         Format::pick(w.scores, w.weights), kBlockRows,
-        Format::over_rows(w.value, w.value_elements, padded, w.width), w.width, w.out, w.width,
-        rows, w.width, (count + Format::kDepth - 1) / Format::kDepth, true, 1.0f);
+        Format::pick(w.value, w.value_over_rows), w.width, w.out, w.width, rows, w.width,
+        (count + Format::kDepth - 1) / Format::kDepth, true, 1.0f);
   }
 }
 
@@ -143,13 +146,12 @@ void forward_block(
     const Block& block) {
   const Sequence& sequence = *block.sequence;
   const int64_t rows = round_up(block.rows, kLanes);
+  auto* query = Format::numbers(w.query);
   load_rows(
-      w.query, w.width, call.query, sequence.entry, block.head, sequence.start, nullptr,
+      query, w.width, call.query, sequence.entry, block.head, sequence.start, nullptr,
       block.first_row, block.rows, rows, call.head_dim);
-  finite_where_masked(w.query, w.width, call, sequence, block.first_row, block.rows);
-  transpose(
-      w.query_t, kBlockRows, Format::over_columns(w.query, w.query_elements, rows, w.width),
-      w.depth, rows, w.depth);
+  finite_where_masked(query, w.width, call, sequence, block.first_row, block.rows);
+  transpose(w.query_t, kBlockRows, w.query, w.depth, rows, w.depth);
   std::fill_n(w.row_max, rows, -kInfinity);
   std::fill_n(w.row_sum, rows, 0.0f);
   std::fill_n(w.out, rows * w.width, 0.0f);
@@ -189,11 +191,9 @@ void forward(const Call& call, const Matrix& out, const RowValues& lse) {
       }
     }
   }
-  if (call.query.dtype == at::kBFloat16 && has_pairs()) {
-    forward_blocks<Pairs>(call, out, lse, blocks);
-  } else {
-    forward_blocks<Floats>(call, out, lse, blocks);
-  }
+  with_format(call.query.dtype, [&](auto format) {
+    forward_blocks<decltype(format)>(call, out, lse, blocks);
+  });
 }
 
 }  // namespace ptv2

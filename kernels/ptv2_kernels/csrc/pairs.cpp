@@ -87,22 +87,4 @@ void multiply_pairs(
 
 }  // namespace ptv2
 
-#else
-
-#include <cstdlib>
-
-namespace ptv2 {
-
-bool has_pairs() {
-  return false;
-}
-
-void multiply_pairs(
-    bool, const uint32_t*, int64_t, const uint32_t*, int64_t, float*, int64_t, int64_t, int64_t,
-    int64_t, bool, float) {
-  std::abort();  // has_pairs() is false
-}
-
-}  // namespace ptv2
-
 #endif

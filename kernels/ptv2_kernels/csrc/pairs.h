@@ -1,11 +1,12 @@
 // Products of bf16 in pairs: AVX-512's dot product of two multiplies as often as fp32 per cycle.
+// Only in the build for AVX-512.
 #pragma once
 
 #include <cstdint>
 
 namespace ptv2 {
 
-// Whether this build and this processor have it.
+// Whether this processor has it.
 bool has_pairs();
 
 // C (rows, columns) = factor (A B + C), where C counts only if `accumulate`, as in product.h.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "amx.h"
 #include "call.h"
 #include "dropout.h"
 #include "product.h"
@@ -16,6 +17,7 @@ namespace ptv2 {
 
 constexpr int64_t kBlockRows = 64;   // query rows of a tile
 constexpr int64_t kBlockKeys = 128;  // keys of a tile
+static_assert(kBlockKeys <= 2 * kAmxDepth);
 
 // Keys of one block, the prompt's or the sequence's own.
 struct Keys {
@@ -60,8 +62,9 @@ inline Keys own_keys(const Call& call, const Sequence& sequence) {
 }
 
 // Keys [first, first + count), or their values, as load_rows leaves them.
+template <typename Number>
 inline void load_keys(
-    float* dst, const Matrix& matrix, const Keys& keys, int64_t head, int64_t first, int64_t count,
+    Number* dst, const Matrix& matrix, const Keys& keys, int64_t head, int64_t first, int64_t count,
     int64_t width, int64_t head_dim) {
   load_rows(
       dst, width, matrix, keys.entry, head, keys.base, keys.columns, first, count,
