@@ -30,6 +30,16 @@ SYSTEMS = {
 }
 
 
+STEPS = {
+    "stock": "without a prompt (stock)",
+    "ptv2": "ptv2",
+    "ptv2, layers again": "ptv2, --checkpointing layers",
+    "ptv2, all but attention again": "ptv2, --checkpointing selective",
+    "peft": "prefix tuning (PEFT)",
+    "ptv2 packed": "ptv2, packed",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text; the first column is what the others are of."""
@@ -52,28 +62,43 @@ def with_spread(seconds: float, share: float) -> str:
 
 def kernel(results: Any) -> Iterator[Table]:
     """A table of all problems, then one for each: every implementation's times."""
-    yield fastest_rivals(results)
+    reasons = [untimed(problem["rivals"]) for problem in results["problems"].values()]
+    nowhere = {name: why for name, why in reasons[0].items() if all(name in x for x in reasons)}
+    yield fastest_rivals(results, not_timed(nowhere))
+    part = "forward + backward, warm"
     for name, problem in results["problems"].items():
-        rivals = {row["rival"]: row for row in problem["rivals"]}
+        rivals = {row["rival"]: row for row in problem["rivals"] if "seconds" in row}
         own = ours(rivals)
-        part = "forward + backward, warm"
-        rows, untimed = [], []
+        rows = []
         for rival, row in rivals.items():
-            if "seconds" not in row:
-                why = row.get("unsupported") or row["wrong"]
-                untimed.append(f"{rival} ({why.partition('. ')[0]})")
-                continue
             times = f"{row['seconds'][part] / rivals[own]['seconds'][part]:.2f}" if own else ""
             cells = [
                 with_spread(row["seconds"][key], row.get("spread", {}).get(key, 0))
                 for key in ("forward, warm", part)
             ]
             rows.append((rival, *cells, times, f"{row['saved bytes'] / 2**20:.2f}"))
+        missing = untimed(problem["rivals"])
+        here = {name: why for name, why in missing.items() if name not in nowhere}
         header = ("", "forward, ms", "forward + backward, ms", "of ptv2's", "kept, MiB")
-        yield Table(name, header, rows, "Not timed: " + "; ".join(untimed) if untimed else "")
+        yield Table(name, header, rows, not_timed(here))
 
 
-def fastest_rivals(results: Any) -> Table:
+def untimed(rivals: Any) -> dict[str, str]:
+    """The implementations that were not timed, and why."""
+    return {
+        row["rival"]: (row.get("unsupported") or row["wrong"]).partition(". ")[0]
+        for row in rivals
+        if "seconds" not in row
+    }
+
+
+def not_timed(reasons: dict[str, str]) -> str:
+    """A note, if there is something to say."""
+    named = "; ".join(f"{name} ({why})" for name, why in reasons.items())
+    return f"Not timed: {named}" if reasons else ""
+
+
+def fastest_rivals(results: Any, note: str) -> Table:
     """What the fastest rival takes, forward, and forward and backward."""
     rows = []
     for name, problem in results["problems"].items():
@@ -88,30 +113,30 @@ def fastest_rivals(results: Any) -> Table:
             cells += [f"{timed[best][part] / timed[own][part]:.2f}", best]
         rows.append((name, *cells))
     header = ("", "forward, of ptv2's", "by", "forward + backward, of ptv2's", "by")
-    return Table("the fastest rival of each problem", header, rows)
+    return Table("the fastest rival of each problem", header, rows, note)
 
 
 def training(results: Any) -> Iterator[Table]:
-    """Steps by case: times beside ptv2's, and memory."""
-    rows = []
+    """A table a case: times beside ptv2's, and memory; then the ratios over all cases."""
+    header = ("", "a step, ms", "of ptv2's", "peak, MiB", "kept for the backward, MiB")
     for case, found in results["cases"].items():
         own = found["seconds"]["ptv2"]
+        rows = []
         for rival, seconds in found["seconds"].items():
             peak, kept = found.get("peak bytes", {}).get(rival), found["kept bytes"].get(rival)
             rows.append(
                 (
-                    f"{case}: {rival}",
+                    STEPS.get(rival, rival),
                     with_spread(seconds, found.get("spread", {}).get(rival, 0)),
                     f"{seconds / own:.2f}",
                     f"{peak / 2**20:,.0f}" if peak else "",
                     f"{kept / 2**20:,.0f}" if kept else "",
                 )
             )
-    header = ("", "a step, ms", "of ptv2's", "peak, MiB", "kept for the backward, MiB")
-    yield Table("a training step", header, rows)
+        yield Table(case, header, rows)
     if "summary" in results:
-        rows = [tuple(line.partition(": ")[::2]) for line in results["summary"]]
-        yield Table("ratios and goals", ("", "found"), rows)
+        ratios = [tuple(line.partition(": ")[::2]) for line in results["summary"]]
+        yield Table("ratios and goals", ("", "found"), ratios)
 
 
 def methods(results: Any) -> Iterator[Table]:

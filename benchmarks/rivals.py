@@ -260,4 +260,6 @@ def refusals(name: str) -> Iterator[None]:
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         if name.startswith("ptv2"):
             raise
-        raise Unsupported(str(error).strip().splitlines()[-1][:200]) from None
+        lines = str(error).strip().splitlines()
+        where = 0 if lines[0].startswith("Could not run") else -1  # the rest lists all kernels
+        raise Unsupported(lines[where][:200]) from None
