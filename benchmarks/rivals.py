@@ -260,6 +260,6 @@ def refusals(name: str) -> Iterator[None]:
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         if name.startswith("ptv2"):
             raise
-        lines = str(error).strip().splitlines()
+        lines = (str(error).strip() or type(error).__name__).splitlines()
         where = 0 if lines[0].startswith("Could not run") else -1  # the rest lists all kernels
         raise Unsupported(lines[where][:200]) from None

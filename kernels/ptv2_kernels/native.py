@@ -37,6 +37,13 @@ WHY_MISSING = _load(library_path())
 """None if the native implementation is here, else the reason why it is not."""
 
 
+def product_format(dtype: torch.dtype) -> str:
+    """What products of a dtype run on here: "fp32", or for bf16 also "pairs" or "amx"."""
+    _require()
+    name: str = torch.ops.ptv2_native.product_format(dtype)
+    return name
+
+
 def native_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim), transposed in memory, and lse."""
     _require()

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,14 +53,15 @@ def run(*args, **options):
     return call(native_forward, native_backward, *args, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES | LARGE)
-def test_matches_reference(case):
+def test_matches_reference(case, dtype):
     kwargs, options = (CASES | LARGE)[case]
-    inputs = make_inputs(**kwargs, poisoned=True)
+    inputs = make_inputs(**kwargs, poisoned=True, dtype=dtype)
     grads = gradients_of_outputs(inputs)
     actual = run(inputs, *grads, **options)
     assert actual[0].transpose(1, 2).is_contiguous()
-    assert_close(actual, run_exact(inputs, *grads, **options), LIMITS[torch.float32])
+    assert_close(actual, run_exact(inputs, *grads, **options), LIMITS[dtype])
     if "key_mask" in inputs:
         masked = ~inputs["key_mask"][:, None, :, None].expand_as(inputs["query"])
         assert all((x[masked] == 0).all() for x in actual[2:5])
@@ -174,8 +177,9 @@ def test_lengths_are_checked_in_a_compiled_graph(ends):
         compiled(**inputs)
 
 
-def test_same_bits_whatever_the_threads(threads):
-    inputs = make_inputs(batch=9, length=75, prompts=(5, 9), mixed=True, masked=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_whatever_the_threads(threads, dtype):
+    inputs = make_inputs(batch=9, length=75, prompts=(5, 9), mixed=True, masked=True, dtype=dtype)
     grads = gradients_of_outputs(inputs)
     results = []
     for count in (1, 2, 5):
@@ -240,27 +244,28 @@ def test_without_native_auto_says_so_once(monkeypatch):
 
 CHECK = """
 import sys, torch
-dtype = getattr(torch, sys.argv[1])
 from ptv2_kernels import native
-from ptv2_kernels.testing import GRADIENTS, LIMITS
-from tests.kernels.test_native import make_inputs, gradients_of_outputs, run, run_exact
-from tests.kernels.numerics import assert_close
-print(native.library_path().name, native.WHY_MISSING)
-for head_dim in (20, 64):
-    inputs = make_inputs(length=137, head_dim=head_dim, prompts=(20,), masked=True, dtype=dtype)
-    grads = gradients_of_outputs(inputs)
-    expected = run_exact(inputs, *grads, p=0.1)
-    assert_close(run(inputs, *grads, p=0.1), expected, LIMITS[dtype])
+from ptv2_kernels.testing import LIMITS
+from tests.kernels.test_native import LARGE, make_inputs, run
+from tests.kernels.numerics import assert_close, gradients_of_outputs, run_exact
+for name in sys.argv[1:]:
+    dtype = getattr(torch, name)
+    print(native.library_path().name, native.WHY_MISSING, native.product_format(dtype))
+    for kwargs, options in LARGE.values():
+        inputs = make_inputs(**kwargs, poisoned=True, dtype=dtype)
+        grads = gradients_of_outputs(inputs)
+        expected = run_exact(inputs, *grads, **options)
+        assert_close(run(inputs, *grads, **options), expected, LIMITS[dtype])
 """
 
 
-def check_in_a_process(dtype, **variables):
-    """The library that it takes."""
+def check_in_a_process(*dtypes, **variables):
+    """What it says of each dtype."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
-    command = [sys.executable, "-c", CHECK, dtype]
+    command = [sys.executable, "-c", CHECK, *dtypes]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    return process.stdout
+    return process.stdout.splitlines()
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
@@ -269,11 +274,18 @@ def test_on_a_smaller_instruction_set(capability):
     library = here.with_name(f"_native_{capability}_{here.stem.split('_', 3)[3]}.so")
     if capability == "avx2" and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("no avx2 on this processor")
-    said = check_in_a_process("float32", ATEN_CPU_CAPABILITY=capability)
-    assert said == f"{library.name} None\n"
+    said = check_in_a_process("float32", "bfloat16", ATEN_CPU_CAPABILITY=capability)
+    assert said == [f"{library.name} None fp32"] * 2
 
 
-def test_bf16_without_amx():
-    """Where there is none this is how the other tests ran too."""
-    said = check_in_a_process("bfloat16", PTV2_AMX="0")
-    assert said == f"{native.library_path().name} None\n"
+def cpu_has(flag):
+    known = Path("/proc/cpuinfo")
+    return known.exists() and re.search(rf"\b{flag}\b", known.read_text()) is not None
+
+
+@pytest.mark.skipif(not cpu_has("avx512_bf16"), reason="a processor without products of bf16")
+def test_products_of_bf16():
+    """Those of the other tests, and where these are AMX's, the ones without it."""
+    assert native.product_format(torch.bfloat16) == ("amx" if cpu_has("amx_bf16") else "pairs")
+    (said,) = check_in_a_process("bfloat16", PTV2_AMX="0")
+    assert said == f"{native.library_path().name} None pairs"

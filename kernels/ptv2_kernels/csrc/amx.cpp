@@ -6,12 +6,10 @@
 // and followed by zeros.
 #include "amx.h"
 
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(PTV2_HAS_AMX)
 #include <immintrin.h>
-#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -164,12 +162,8 @@ PTV2_AMX void release() {
 
 // Ask the system for AMX's registers, which it gives to a process that wants them.
 bool request() {
-#if defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-#else
-  return false;
-#endif
 }
 
 bool is_wanted() {

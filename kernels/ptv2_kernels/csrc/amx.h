@@ -1,8 +1,14 @@
 // Products of bf16 in tiles: AMX multiplies 16 x 32 numbers by 32 x 16 in one instruction.
-// Only in the build for AVX-512.
+// Only in the build for AVX-512 on Linux, by compilers that know AMX.
 #pragma once
 
 #include <cstdint>
+
+#if defined(CPU_CAPABILITY_AVX512) && defined(__linux__)
+#if (defined(__clang__) && __clang_major__ >= 19) || (!defined(__clang__) && __GNUC__ >= 11)
+#define PTV2_HAS_AMX
+#endif
+#endif
 
 namespace ptv2 {
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace ptv2 {
@@ -87,6 +88,9 @@ struct Gradients {
   Matrix query, key, value, prefix_key, prefix_value;  // where they go
   float* prefix_gate;                                  // (pool_rows, heads)
 };
+
+// What products of a dtype run on here: "fp32", "pairs" or "amx".
+std::string product_format(at::ScalarType dtype);
 
 void forward(const Call& call, const Matrix& out, const RowValues& lse);
 void backward(const Call& call, const Gradients& gradients);

@@ -13,6 +13,7 @@
 namespace ptv2 {
 
 struct Floats {
+  static constexpr const char* kName = "fp32";
   using Element = float;
   static constexpr int64_t kDepth = 1;
 
@@ -28,8 +29,8 @@ struct Floats {
   // From rows (count, width) for a product over columns to those for one over rows.
   static void over_rows(const float*, float*, int64_t, int64_t) {}
 
-  // What others are made of, or what this format makes of it in scratch.
-  static float* pick(float* source, float*) { return source; }
+  // The first of two places here, the second for a format that makes what is at one of the other.
+  static float* pick(float* first, float*) { return first; }
 
   // Weights of kDepth keys for kLanes query rows, for a product over keys.
   static void store_over_keys(float* dst, const Vec* weights) { weights[0].store(dst); }
@@ -56,6 +57,7 @@ inline __m256i round_by_instruction(Vec values) {
 }
 
 struct Pairs {
+  static constexpr const char* kName = "pairs";
   using Element = uint32_t;
   static constexpr int64_t kDepth = 2;
 
@@ -65,7 +67,7 @@ struct Pairs {
 
   static uint16_t* numbers(uint32_t* elements) { return reinterpret_cast<uint16_t*>(elements); }
 
-  // `count` is even; rows beyond the last may follow as zeros.
+  // `count` is even.
   static void over_rows(uint32_t* rows, uint32_t* dst, int64_t count, int64_t width) {
     for (int64_t i = 0; i < count; i += 2) {
       const uint16_t* low = numbers(rows) + i * width;
@@ -77,9 +79,9 @@ struct Pairs {
     }
   }
 
-  template <typename Source>
-  static uint32_t* pick(Source*, uint32_t* scratch) {
-    return scratch;
+  template <typename First>
+  static uint32_t* pick(First*, uint32_t* second) {
+    return second;
   }
 
   static void store_over_keys(uint32_t* dst, const Vec* weights) {
@@ -102,7 +104,9 @@ struct Pairs {
   }
 };
 
+#if defined(PTV2_HAS_AMX)
 struct Amx : Pairs {
+  static constexpr const char* kName = "amx";
   using Session = AmxSession;
 
   template <bool kTransposed>
@@ -115,15 +119,18 @@ struct Amx : Pairs {
 };
 
 #endif
+#endif
 
 // Call run(Format()) with the fastest format that this machine has for a dtype.
 template <typename Run>
 void with_format([[maybe_unused]] at::ScalarType dtype, const Run& run) {
 #if defined(CPU_CAPABILITY_AVX512)
-  if (dtype == at::kBFloat16 && has_amx()) {
-    return run(Amx());
-  }
   if (dtype == at::kBFloat16 && has_pairs()) {
+#if defined(PTV2_HAS_AMX)
+    if (has_amx()) {
+      return run(Amx());
+    }
+#endif
     return run(Pairs());
   }
 #endif

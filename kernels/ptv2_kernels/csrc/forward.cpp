@@ -182,6 +182,12 @@ void forward_blocks(
 
 }  // namespace
 
+std::string product_format(at::ScalarType dtype) {
+  std::string name;
+  with_format(dtype, [&](auto format) { name = decltype(format)::kName; });
+  return name;
+}
+
 void forward(const Call& call, const Matrix& out, const RowValues& lse) {
   std::vector<Block> blocks;
   for (const Sequence& sequence : call.sequences) {

@@ -257,4 +257,5 @@ TORCH_LIBRARY(ptv2_native, library) {
       "backward(Tensor grad_out, Tensor? grad_lse, Tensor?[] inputs, Tensor? out, Tensor lse, "
       "bool[] needs, float dropout_p, float scale, bool causal, int? window) -> Tensor[]",
       &ptv2::backward_operator);
+  library.def("product_format(ScalarType dtype) -> str", &ptv2::product_format);
 }

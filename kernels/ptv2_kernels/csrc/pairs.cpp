@@ -1,4 +1,4 @@
-// In a file of its own, without vectors of ATen: only these functions may use the instruction.
+// In a file of its own, without vectors of ATen: only these functions may use the dot product.
 #include "pairs.h"
 
 #if defined(CPU_CAPABILITY_AVX512)

@@ -41,18 +41,13 @@ inline Vec exp2(Vec x) {
   return p * at::vec::cast<float>(exponent << IntVec(23));
 }
 
-// Rounded to nearest even, a bf16 in the upper half of each lane; NaN stays NaN.
-inline IntVec round_to_bf16(Vec values) {
+// kLanes bf16 or `count` of them, rounded to nearest even; NaN stays NaN.
+inline void store_bf16(uint16_t* dst, Vec values, int64_t count = kLanes) {
   const IntVec bits = at::vec::cast<int32_t>(values);
   const IntVec odd = (bits >> IntVec(16)) & IntVec(1);
-  const IntVec rounded = bits + IntVec(0x7FFF) + odd;
-  return IntVec::blendv(IntVec(0x7FC00000), rounded, at::vec::cast<int32_t>(values == values));
-}
-
-// The same, packed: kLanes bf16 or `count` of them.
-inline void store_bf16(uint16_t* dst, Vec values, int64_t count = kLanes) {
+  const IntVec is_number = at::vec::cast<int32_t>(values == values);
   int32_t rounded[kLanes];
-  round_to_bf16(values).store(rounded);
+  IntVec::blendv(IntVec(0x7FC00000), bits + IntVec(0x7FFF) + odd, is_number).store(rounded);
   for (int64_t i = 0; i < count; ++i) {
     dst[i] = static_cast<uint16_t>(rounded[i] >> 16);
   }
