@@ -182,6 +182,18 @@ def test_the_report_as_a_page(
     assert "each run in quality.json names its own" in page.read_text()
 
 
+def test_the_published_page_and_the_readme_have_the_published_results() -> None:
+    pytest.importorskip("matplotlib")
+    import report_tables
+    from report import markdown, sections
+
+    root = BENCHMARKS.parent
+    found = sections(BENCHMARKS / "results")
+    assert (root / "docs" / "report.md").read_text() == markdown(found, pictures=True)
+    (table,) = report_tables.methods(json.loads((BENCHMARKS / "results/methods.json").read_text()))
+    assert table.markdown() in (root / "README.md").read_text()
+
+
 def test_what_differs_between_two_results(
     results: Path,
     tmp_path: Path,
