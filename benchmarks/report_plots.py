@@ -120,13 +120,13 @@ def training(results: Any) -> Iterator[Picture]:
 
 
 def methods(results: Any) -> Iterator[Picture]:
-    """Scores over trained parameters; and what a text of many tasks takes."""
+    """Scores and trained parameters; what a training step and a text of many tasks take."""
     found = {name: results["methods"][name] for name in METHODS if name in results["methods"]}
     found = {name: method for name, method in found.items() if "seconds" in method}
     if not found:
         return
     if not results["settings"].get("quick"):
-        yield scores_over_parameters(found)
+        yield scores_and_parameters(found)
     kinds = {"training step": "a training step", "rows of many tasks": "texts of many tasks"}
     figure, both = style().subplots(1, 2, figsize=(7.5, 0.34 * len(found) + 1), sharey=True)
     for axes, (kind, label) in zip(both, kinds.items(), strict=True):
@@ -142,23 +142,21 @@ def methods(results: Any) -> Iterator[Picture]:
     yield picture("milliseconds of a training step and of a text, by method", figure)
 
 
-def scores_over_parameters(methods: dict[str, Any]) -> Picture:
-    """A point for each method."""
-    figure, axes = style().subplots(figsize=(7.5, 3.8))
+def scores_and_parameters(methods: dict[str, Any]) -> Picture:
+    """A dot for every seed and a bar for their mean, by method, whose name has its parameters."""
+    figure, axes = style().subplots(figsize=(7.5, 0.34 * len(methods) + 1))
     for place, (name, method) in enumerate(methods.items()):
         scores = [run["score"] for run in method["runs"].values()]
-        at, height = method["trained parameters"], mean(scores)
-        error = [[height - min(scores)], [max(scores) - height]]
-        axes.errorbar(at, height, error, fmt="o", color=color(name, place), capsize=3)
-        above = place % 2 == 0
-        axes.annotate(
-            METHODS[name], (at, height), xytext=(6, 6 if above else -13),
-            textcoords="offset points", fontsize=8.5, color=OWN if name == "ptv2" else "#334155",
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="accuracy (all seeds)")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 8)  # room for the last name
-    return picture("accuracy over trained parameters, by method", figure)
+        shade = OWN if name == "ptv2" else "#475569"
+        axes.plot(scores, [place] * len(scores), "o", color=shade, alpha=0.45, markersize=5)
+        axes.plot(mean(scores), place, "|", color=shade, markersize=14, markeredgewidth=2)
+    labels = [f"{METHODS[name]}, {x['trained parameters']:,}" for name, x in methods.items()]
+    axes.set_yticks(range(len(methods)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#e2e8f0")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("accuracy of each seed, and the mean")
+    return picture("accuracy of all seeds, and trained parameters, by method", figure)
 
 
 def serving(results: Any) -> Iterator[Picture]:
