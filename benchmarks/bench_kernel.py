@@ -26,6 +26,7 @@ from measure import (
     times_interleaved,
     write_json,
 )
+from report_tables import headline
 from rivals import RIVALS, AttentionInputs, Plan, Rival, Unsupported, forget_shapes, refusals
 from torch import Tensor
 
@@ -272,6 +273,7 @@ def main() -> None:
         }
         write_json(args.output, results)
         print(table(name, problem, rows, floors), flush=True)
+    print(headline(results))
 
 
 def read_hardware(path: Path | None) -> Any:

@@ -114,7 +114,7 @@ def training(results: Any) -> Iterator[Picture]:
             bars = axes.bar(at, heights, 0.92 * width, label=name, color=shade)
             axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
         axes.set_xticks(range(len(cases)), [name.replace(", ", "\n", 1) for name in cases])
-        axes.set_ylabel(f"{label}, of ptv2's")
+        axes.set_ylabel(f"{label} / ptv2's")
         axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.18))
         yield picture(f"{label}, by case, in terms of ptv2's", figure)
 

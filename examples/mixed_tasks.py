@@ -46,23 +46,35 @@ def train(predictor: ptv2.Predictor, data: Path, examples: int, folder: Path) ->
 
 def serve(service: Service, folder: Path, seconds: float) -> None:
     """Ask for "intent" from a thread for each text, and replace it in the middle."""
-    stop = threading.Event()
+    loaded, stop = threading.Event(), threading.Event()
+    everyone = threading.Barrier(len(REQUESTS) + 1, timeout=60)  # has an answer
 
     def ask(text: str) -> Counter[str]:
         found: Counter[str] = Counter()
-        while not stop.is_set():
+
+        def answer() -> None:
             (outcome,) = service.answer("intent", [text])
             found[outcome.answer["label"]] += 1
+
+        answer()
+        everyone.wait()
+        for until in (loaded, stop):
+            answer()
+            while not until.is_set():
+                answer()
         return found
 
     with ThreadPoolExecutor(len(REQUESTS)) as pool:
         asked = [pool.submit(ask, text) for text in REQUESTS]
         try:
+            everyone.wait()
             time.sleep(seconds)
             served = service.bank.load(folder / "intent-2", "intent")
             print(f"version {served.version} of {served.name!r} is loaded under load")
+            loaded.set()
             time.sleep(seconds)
         finally:
+            loaded.set()
             stop.set()
     for text, answers in zip(REQUESTS, asked, strict=True):
         print(f"{text}: {dict(answers.result())}")

@@ -160,7 +160,7 @@ def require_packages(wanted: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = [x.split("==")[0] for x in (ROOT / "constraints.txt").read_text().splitlines()]
     for name in wanted:
-        if found := re.fullmatch(r"ptv2\[(.+)\]", name):
+        if found := re.fullmatch(r"(?:ptv2|\.)\[(.+)\]", name):
             assert found[1] in extras["optional-dependencies"], name
         else:
             assert name == "." or name.startswith("-") or name in pins, name

@@ -38,5 +38,5 @@ def test_a_toy_run(tmp_path: Path) -> None:
         assert "pip install peft" in reason
         assert f"{rival} is left out" in result.stdout
     assert found["provenance"]["versions"].keys() >= {"torch", "peft"}
-    (time,) = (line for line in found["summary"] if line.startswith("time, ptv2 / stock"))
+    (time,) = (line for line in found["summary"] if line.startswith("time, ptv2 / stock:"))
     assert time.endswith(("in the mean: pass", "in the mean: fail"))

@@ -35,7 +35,7 @@ def run(script: str, *options: Any) -> str:
     command = [sys.executable, EXAMPLES / script, *map(str, options)]
     paths = os.pathsep.join([str(ROOT / "kernels"), str(ROOT)])
     own = os.environ | {"PYTHONPATH": paths, "COLUMNS": "120"}
-    result = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

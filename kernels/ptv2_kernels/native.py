@@ -2,7 +2,7 @@
 
 The build makes one library of the same sources for each set; the one that torch would use on this
 machine is loaded. `ATEN_CPU_CAPABILITY=avx2` (or `default`) forces torch and this down;
-`PTV2_AMX=0` keeps bf16 from AMX.
+`PTV2_AMX=0`, set before the first call in bf16, keeps it from AMX.
 """
 
 from pathlib import Path

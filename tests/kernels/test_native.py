@@ -143,14 +143,29 @@ def test_overlapping_rows_and_an_endless_window():
     assert_close(run(inputs, *grads, **options), expected, LIMITS[torch.float32])
 
 
-def test_padding_of_a_block_meets_no_infinity():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_of_a_block_meets_no_infinity(dtype):
     """An infinite key of the prompt has weight 0 in every row; rows of padding have none."""
-    inputs = make_inputs(batch=1, heads=1, length=5, head_dim=16)
+    inputs = make_inputs(batch=1, heads=1, length=5, head_dim=16, dtype=dtype)
     inputs["query"].abs_()
     inputs["prefix_key"][2] = -float("inf")
-    grads = torch.randn(1, 1, 5, 16), None
+    grads = torch.randn(1, 1, 5, 16, dtype=dtype), None
     actual = run(inputs, *grads, needs=Needs(False, True, True, True, True))
     assert all(x.isfinite().all() for x in actual if x is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [20, 24, 40])
+def test_scratch_of_a_sequence_reaches_no_other(threads, dtype, length):
+    """Products read rows beyond a short sequence, where a longer one has left NaN."""
+    threads(1)
+    inputs = make_inputs(batch=2, heads=1, length=128, head_dim=32, dtype=dtype)
+    for name in GRADIENTS[:3]:
+        inputs[name][0, :, 8:] = float("nan")
+    inputs["key_mask"] = torch.arange(128) < torch.tensor([[128], [length]])
+    out, lse, query, key, value, *_ = run(inputs, *gradients_of_outputs(inputs))
+    assert out[0].isnan().all()
+    assert all(x[1, :, :length].isfinite().all() for x in (out, lse, query, key, value))
 
 
 BAD_VALUES = {
@@ -190,8 +205,9 @@ def test_same_bits_whatever_the_threads(threads, dtype):
             assert torch.equal(x.nan_to_num(7), y.nan_to_num(7))
 
 
-def test_independent_of_the_rest_of_the_batch():
-    inputs = make_inputs(batch=5, length=18, prompts=(4, 6), mixed=True, masked=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_independent_of_the_rest_of_the_batch(dtype):
+    inputs = make_inputs(batch=5, length=18, prompts=(4, 6), mixed=True, masked=True, dtype=dtype)
     grads = gradients_of_outputs(inputs)
     whole = run(inputs, *grads)
     per_sequence = {"query", "key", "value", "prompt_ids", "key_mask"}
@@ -200,9 +216,10 @@ def test_independent_of_the_rest_of_the_batch():
     assert all(torch.equal(x[2:3], y) for x, y in zip(whole[:5], single[:5], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("needed", range(5))
-def test_only_needed_gradients(needed):
-    inputs = make_inputs(heads=1)
+def test_only_needed_gradients(needed, dtype):
+    inputs = make_inputs(heads=1, dtype=dtype)
     grads = gradients_of_outputs(inputs)
     every = run(inputs, *grads)[2:]
     one = run(inputs, *grads, needs=Needs(*(i == needed for i in range(5))))[2:]
@@ -211,8 +228,9 @@ def test_only_needed_gradients(needed):
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"length": 0}, {"heads": 0}], ids=str)
-def test_empty(empty):
-    inputs = make_inputs(**empty)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empty(empty, dtype):
+    inputs = make_inputs(**empty, dtype=dtype)
     out, lse, *grads = run(inputs, *gradients_of_outputs(inputs))
     assert out.shape == inputs["query"].shape
     assert lse.shape == out.shape[:3]
@@ -247,11 +265,11 @@ import sys, torch
 from ptv2_kernels import native
 from ptv2_kernels.testing import LIMITS
 from tests.kernels.test_native import LARGE, make_inputs, run
-from tests.kernels.numerics import assert_close, gradients_of_outputs, run_exact
+from tests.kernels.numerics import CASES, assert_close, gradients_of_outputs, run_exact
 for name in sys.argv[1:]:
     dtype = getattr(torch, name)
     print(native.library_path().name, native.WHY_MISSING, native.product_format(dtype))
-    for kwargs, options in LARGE.values():
+    for kwargs, options in (CASES | LARGE).values():
         inputs = make_inputs(**kwargs, poisoned=True, dtype=dtype)
         grads = gradients_of_outputs(inputs)
         expected = run_exact(inputs, *grads, **options)
@@ -284,8 +302,14 @@ def cpu_has(flag):
 
 
 @pytest.mark.skipif(not cpu_has("avx512_bf16"), reason="a processor without products of bf16")
-def test_products_of_bf16():
-    """Those of the other tests, and where these are AMX's, the ones without it."""
-    assert native.product_format(torch.bfloat16) == ("amx" if cpu_has("amx_bf16") else "pairs")
-    (said,) = check_in_a_process("bfloat16", PTV2_AMX="0")
-    assert said == f"{native.library_path().name} None pairs"
+def test_bf16_in_pairs():
+    (said,) = check_in_a_process("bfloat16", ATEN_CPU_CAPABILITY="avx512", PTV2_AMX="0")
+    assert said.startswith("_native_avx512_")
+    assert said.endswith(" None pairs")
+
+
+@pytest.mark.skipif(not cpu_has("amx_bf16"), reason="a processor without AMX")
+def test_bf16_by_amx():
+    (said,) = check_in_a_process("bfloat16", ATEN_CPU_CAPABILITY="avx512", PTV2_AMX="1")
+    assert said.startswith("_native_avx512_")
+    assert said.endswith(" None amx")

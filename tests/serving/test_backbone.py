@@ -6,7 +6,7 @@ import torch
 from ptv2 import PromptModel
 from ptv2.serving import Engine
 from ptv2.serving.backbone import LaidOutLinear, load_backbone
-from tests.serving.work import CONFIGS, TEXT, new_service
+from tests.serving.work import CONFIGS, PATIENCE, TEXT, new_service
 
 CPU = torch.device("cpu")
 
@@ -21,8 +21,8 @@ def test_answers_are_those_of_the_model(work, dtype, tolerance):
         (found,), (expected,) = (x.answer(name, [TEXT, "a film"])[:1] for x in (served, plain))
         for a, b in zip(found.logits, expected.logits, strict=True):
             torch.testing.assert_close(a.float(), b.float(), rtol=tolerance, atol=tolerance)
-    assert served.close(5)
-    assert plain.close(5)
+    assert served.close(PATIENCE)
+    assert plain.close(PATIENCE)
 
 
 @pytest.mark.skipif(

@@ -15,6 +15,7 @@ from ptv2.serving.bank import Bank
 from ptv2.serving.batcher import Batcher
 from ptv2.serving.jobs import DeadlineError, Job, Limits, OverloadedError, UnavailableError
 from ptv2.serving.served import Served
+from tests.serving.work import PATIENCE
 
 REQUESTS, CLIENTS = int(os.environ.get("PTV2_REQUESTS", "960")), 32
 """Under load, replacement and unloading; the published number is 100,000."""
@@ -45,7 +46,7 @@ class Machine:
             self.go.set()
 
     def __call__(self, tasks, inputs):
-        assert self.go.wait(10)
+        assert self.go.wait(PATIENCE)
         numbers = [x["input_ids"][0] for x in inputs]
         self.batches.append([(task.name, n) for task, n in zip(tasks, numbers, strict=True)])
         self.fault(numbers)
@@ -56,7 +57,7 @@ def busy_batcher(machine, limits):
     """A batcher that has taken a batch which lasts until the machine goes."""
     batcher = Batcher(machine, limits)
     batcher.submit(Job(served("blocker"), texts(1)))
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while batcher.waiting:
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -69,12 +70,12 @@ def run_together(machine, jobs, limits=None):
     for job in jobs:
         batcher.submit(job)
     machine.go.set()
-    assert batcher.close(10)
+    assert batcher.close(PATIENCE)
     machine.batches.pop(0)
 
 
 def answers(job):
-    return [int(x[1]) for x in job.future.result(5)]
+    return [int(x[1]) for x in job.future.result(PATIENCE)]
 
 
 def test_sequences_come_back_in_order():
@@ -103,7 +104,7 @@ def test_budgets_and_turns():
     for job in jobs:
         batcher.submit(job)
     machine.go.set()
-    batcher.close(5)
+    assert batcher.close(PATIENCE)
     assert max(map(len, machine.batches)) <= 2
 
 
@@ -115,7 +116,7 @@ def test_a_sequence_that_fits_nowhere_and_none_at_all():
     alone = Job(served("a", 99), texts(5))
     batcher.submit(alone)
     assert answers(alone) == [5]
-    batcher.close()
+    assert batcher.close(PATIENCE)
 
 
 def test_too_much_waiting_is_refused_at_once():
@@ -130,7 +131,7 @@ def test_too_much_waiting_is_refused_at_once():
         assert 0 <= error.value.retry_after <= 3
     assert batcher.waiting == 3
     machine.go.set()
-    batcher.close(5)
+    assert batcher.close(PATIENCE)
     assert [job.future.done() for job in jobs] == [True] * 3 + [False] * 7
 
 
@@ -144,7 +145,7 @@ def test_cancelled_and_late_jobs_reach_no_batch():
         batcher.submit(job)
     time.sleep(0.05)
     machine.go.set()
-    assert batcher.close(5)
+    assert batcher.close(PATIENCE)
     assert answers(good) == [1, 2]
     with pytest.raises(CancelledError):
         cancelled.future.result(0)
@@ -164,7 +165,7 @@ def test_one_bad_sequence_spoils_no_other():
     for number, job in zip(range(8, 18), jobs, strict=True):
         if number == 13:
             with pytest.raises(ValueError, match="unlucky"):
-                job.future.result(5)
+                job.future.result(PATIENCE)
         else:
             assert answers(job) == [number]
 
@@ -178,7 +179,7 @@ def test_batches_that_the_device_has_no_memory_for_are_split():
 
     jobs = [Job(served(f"t{i % 7}"), texts(*[i % 30 + 1] * 3)) for i in range(400)]
     run_together(Machine(fault, paused=True), jobs, Limits(tokens=200))
-    assert sum(job.future.exception(5) is None for job in jobs) == 400
+    assert sum(job.future.exception(PATIENCE) is None for job in jobs) == 400
 
 
 def test_a_dead_engine_leaves_nobody_waiting():
@@ -197,7 +198,7 @@ def test_a_dead_engine_leaves_nobody_waiting():
     machine.go.set()
     for job in jobs:
         with pytest.raises(UnavailableError, match="the engine is dead"):
-            job.future.result(1)
+            job.future.result(PATIENCE)
     assert not batcher.alive
     with pytest.raises(UnavailableError, match="the engine is dead"):
         batcher.submit(Job(served("a"), texts(1)))
@@ -213,7 +214,7 @@ def test_closing_answers_what_waits_and_takes_no_more():
     with pytest.raises(UnavailableError, match="the engine is stopping"):
         batcher.submit(Job(served("a"), texts(2)))
     machine.go.set()
-    assert batcher.close(5)
+    assert batcher.close(PATIENCE)
     assert all(answers(job) == [2] for job in jobs)
 
 
@@ -247,7 +248,7 @@ def test_every_answer_is_of_the_version_that_was_admitted():
                 with bank.lease(draw.choice(names)) as task:
                     job = Job(task, texts(draw.randint(1, 20)))
                     batcher.submit(job)
-                    (got,) = job.future.result(10)
+                    (got,) = job.future.result(PATIENCE)
                     same = (int(got[0]), int(got[1])) == (task.version, job.lengths[0])
                     (answered if same else wrong).append(got)
             except KeyError:
@@ -261,8 +262,8 @@ def test_every_answer_is_of_the_version_that_was_admitted():
     for thread in asking:
         thread.join()
     stop.set()
-    changing.join(5)
-    batcher.close(5)
+    changing.join(PATIENCE)
+    assert batcher.close(PATIENCE)
     assert not wrong
     assert len(answered) + len(unknown) == REQUESTS // CLIENTS * CLIENTS
     assert len(answered) > REQUESTS / 2
@@ -276,8 +277,8 @@ def test_a_job_that_is_cancelled_halfway_is_worked_for_no_more():
     batcher.submit(job)
     batcher.submit(after := Job(served("b"), texts(3)))
     assert answers(after) == [3]
-    assert batcher.close(5)
-    assert wait([job.future], timeout=5).done
+    assert batcher.close(PATIENCE)
+    assert wait([job.future], timeout=PATIENCE).done
     assert ("a", 3) not in [entry for batch in machine.batches for entry in batch]
     with pytest.raises(CancelledError):
         job.future.result(0)
@@ -294,7 +295,7 @@ def test_one_task_cannot_take_all_places():
         batcher.submit(Job(served("few"), texts(1)))
     assert batcher.waiting == 90
     machine.go.set()
-    assert batcher.close(5)
+    assert batcher.close(PATIENCE)
 
 
 def test_places_are_kept_while_sequences_are_made():
@@ -311,7 +312,7 @@ def test_places_are_kept_while_sequences_are_made():
         batcher.submit(kept := Job(served("a"), texts(1, 1)), kept=2)
     assert batcher.waiting == 3
     machine.go.set()
-    assert batcher.close(5)
+    assert batcher.close(PATIENCE)
     assert answers(kept) == [1, 1]
     with pytest.raises(UnavailableError), batcher.reserved(1, "a"):
         pass
@@ -341,4 +342,4 @@ def test_what_can_never_wait_is_no_overload():
         pass
     with pytest.raises(ValueError, match=message):
         batcher.submit(Job(served("a"), texts(1, 1, 1, 1)))
-    assert batcher.close(5)
+    assert batcher.close(PATIENCE)

@@ -12,7 +12,7 @@ from ptv2.cli import app
 from ptv2.serving import Engine, Service
 from ptv2.serving.backbone import LaidOutLinear, load_backbone
 from tests.serving.test_engine import make_model, sequences, serve  # noqa: F401
-from tests.serving.work import CONFIGS, TEXT, new_service
+from tests.serving.work import CONFIGS, PATIENCE, TEXT, new_service
 
 CPU = torch.device("cpu")
 
@@ -62,8 +62,8 @@ def test_a_service_is_warm_before_it_takes_requests(work, compiled):
         for a, b in zip(found.logits, expected.logits, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert compiled() == warm
-    assert served.close(5)
-    assert plain.close(5)
+    assert served.close(PATIENCE)
+    assert plain.close(PATIENCE)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

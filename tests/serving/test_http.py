@@ -16,7 +16,7 @@ from ptv2 import PromptModel
 from ptv2.serving import Limits, Service
 from ptv2.serving.app import create_app
 from ptv2.serving.http import MAX_BODY
-from tests.serving.work import CONFIGS, TEXT, new_service
+from tests.serving.work import CONFIGS, PATIENCE, TEXT, new_service
 
 LONG_QUESTION = {"inputs": {"question": "film " * 27, "context": "a film " * 300}}
 """It leaves two tokens for a part of the context."""
@@ -177,7 +177,7 @@ def test_what_could_never_be_answered(work):
     with pytest.raises(ValueError, match=r"budget: expected at least \d+ bytes for 'mood'"):
         service.bank.load(work / "prompts" / "mood")
     assert service.bank.tasks() == {}
-    assert service.close(5)
+    assert service.close(PATIENCE)
 
 
 def test_bodies_that_are_too_large(client):
@@ -216,7 +216,7 @@ def test_keys_and_administration(work):
 
 
 def wait_until(condition):
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -229,7 +229,7 @@ def test_overload_and_death(work):
 
     def slow(tasks, inputs):
         taken.set()
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
         return run(tasks, inputs)
 
     service.batcher._run = slow
@@ -248,7 +248,7 @@ def test_overload_and_death(work):
         assert int(refused.headers["Retry-After"]) >= 1
         go.set()
         for thread in asking:
-            thread.join(10)
+            thread.join(PATIENCE)
 
         def dies(tasks, inputs):
             raise SystemExit("injected")
@@ -278,7 +278,7 @@ def call(app, path, *messages, method="POST"):
         sent.append(message)
 
     async def within_time():
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await app(scope, receive, send)
 
     asyncio.run(within_time())
@@ -315,17 +315,18 @@ def test_a_flood_is_refused_before_it_is_read(service):
 
 
 def test_a_client_that_leaves_is_worked_for_no_more(service):
-    app, asked = create_app(service), []
+    app, asked, left = create_app(service), [], threading.Event()
 
     def slow(tasks, inputs):
         asked.append(len(inputs))
-        time.sleep(0.2)
+        assert left.wait(PATIENCE)
         return [torch.zeros(2) for _ in tasks]
 
     service.batcher._run = slow
     service.batcher._most_tokens = 40
     body = json.dumps({"inputs": [TEXT] * 100}).encode()
     sent = call(app, "/models/mood", part(body), {"type": "http.disconnect"})
+    left.set()
     assert sent[0]["status"] == 499
     assert service.bank.readers(service.bank.tasks()["mood"]) == 0
     wait_until(lambda: service.batcher.waiting == 0)
@@ -342,8 +343,9 @@ def test_a_forward_that_fails_says_no_more(service, client, caplog):
     assert "machine" not in response.text
 
 
-def test_metrics_and_info(client):
+def test_metrics_and_info(service, client):
     client.post("/models/mood", json={"inputs": TEXT})
+    wait_until(lambda: service.batcher.done.batches == 1)
     client.get("/nowhere/at/all")
     text = client.get("/metrics").text
     assert 'ptv2_requests_total{route="/models/{task}",status="200"} 1.0' in text

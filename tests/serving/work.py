@@ -18,6 +18,8 @@ CONFIGS = {
     "vectors": PromptConfig("feature-extraction", prompt_length=3),
 }
 TEXT = "a great film in rome"
+PATIENCE = 120
+"""Seconds to wait for what comes soon unless the machine is very busy."""
 
 
 def make_work(folder):

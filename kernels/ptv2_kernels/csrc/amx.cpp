@@ -15,7 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#define PTV2_AMX __attribute__((target("avx512f,amx-tile,amx-bf16")))
+#define PTV2_TARGET_AMX __attribute__((target("avx512f,amx-tile,amx-bf16")))
 
 namespace ptv2 {
 namespace {
@@ -33,7 +33,8 @@ struct alignas(64) Config {
   uint8_t rows[16] = {};
 };
 
-// What the compiler has stored is in memory: its intrinsics do not say that they read or write it.
+// Stores before it are in memory, also those to `memory`, and loads after it come from there: not
+// every compiler's intrinsics say that tiles are loaded from memory and stored to it.
 inline void settle(const void* memory) {
   asm volatile("" ::"r"(memory) : "memory");
 }
@@ -49,7 +50,7 @@ struct Tiles {
 
 // The tiles in registers 0 to 3 (2 x 2, rows first) += A B over some steps of the depth.
 template <int kRows, int kColumns>
-PTV2_AMX inline void add_products(const Tiles& a, const Tiles& b, int64_t steps) {
+PTV2_TARGET_AMX inline void add_products(const Tiles& a, const Tiles& b, int64_t steps) {
   const int64_t a_bytes = a.stride * 4, b_bytes = b.stride * 4;
   for (int64_t step = 0; step < steps; ++step) {
     const uint32_t* left = a.data + step * a.step;
@@ -77,7 +78,7 @@ struct Sums {
 
 // A block's sums: whole steps of the depth, then the step of what is left, if there is one.
 template <int kRows, int kColumns>
-PTV2_AMX void block_sums(
+PTV2_TARGET_AMX void block_sums(
     Sums& sums, const Tiles& a, const Tiles& b, int64_t steps, const Tiles& last_a,
     const Tiles& last_b, bool last) {
   settle(&sums);
@@ -104,7 +105,7 @@ PTV2_AMX void block_sums(
 }
 
 // dst (16, 16) = src (16, 16)^T, whose rows from `count` on count as zeros.
-PTV2_AMX void transpose_tile(uint32_t* dst, const uint32_t* src, int64_t stride, int64_t count) {
+PTV2_TARGET_AMX void transpose_tile(uint32_t* dst, const uint32_t* src, int64_t stride, int64_t count) {
   __m512i rows[kTile];
   for (int64_t i = 0; i < kTile; ++i) {
     rows[i] = i < count ? _mm512_loadu_si512(src + i * stride) : _mm512_setzero_si512();
@@ -132,7 +133,7 @@ PTV2_AMX void transpose_tile(uint32_t* dst, const uint32_t* src, int64_t stride,
 }
 
 // C (rows, columns) = factor (sums + C), where C counts only if `accumulate`.
-PTV2_AMX void store_block(
+PTV2_TARGET_AMX void store_block(
     float* c, int64_t c_stride, const Sums& sums, int64_t rows, int64_t columns, bool accumulate,
     float factor) {
   const __m512 times = _mm512_set1_ps(factor);
@@ -148,7 +149,7 @@ PTV2_AMX void store_block(
 }
 
 // All eight registers are whole tiles.
-PTV2_AMX void configure() {
+PTV2_TARGET_AMX void configure() {
   Config config;
   std::fill_n(config.row_bytes, 8, static_cast<uint16_t>(kTile * 4));
   std::fill_n(config.rows, 8, static_cast<uint8_t>(kTile));
@@ -156,7 +157,7 @@ PTV2_AMX void configure() {
   _tile_loadconfig(&config);
 }
 
-PTV2_AMX void release() {
+PTV2_TARGET_AMX void release() {
   _tile_release();
 }
 
@@ -186,7 +187,7 @@ AmxSession::~AmxSession() {
   release();
 }
 
-PTV2_AMX void multiply_amx(
+PTV2_TARGET_AMX void multiply_amx(
     bool transposed, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
     float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, float factor) {
   alignas(64) uint32_t turned[kSteps * 2 * kTileSize];

@@ -12,10 +12,10 @@
 
 namespace ptv2 {
 
-constexpr int64_t kAmxDepth = 64;  // how deep a transposed A may be, in pairs
+constexpr int64_t kAmxDepth = 64;  // how deep a transposed A may be, in pairs; others have no limit
 
 // Whether this processor has it and the system lets the process use it. PTV2_AMX=0 in the environment
-// says no.
+// of the first call says no.
 bool has_amx();
 
 // While one is there, its thread may call multiply_amx; AMX's registers are this thread's alone.
@@ -27,7 +27,8 @@ class AmxSession {
   AmxSession& operator=(const AmxSession&) = delete;
 };
 
-// What multiply_pairs does. Rows of A up to a multiple of 16 are read, and only `rows` of C written.
+// What multiply_pairs does. `columns` is a multiple of 16. Rows of A up to a multiple of
+// 16 are read, and only `rows` of C written.
 void multiply_amx(
     bool transposed, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
     float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, float factor);

@@ -4,7 +4,7 @@
 #if defined(CPU_CAPABILITY_AVX512)
 #include <immintrin.h>
 
-#define PTV2_PAIRS __attribute__((target("avx512f,avx512bf16")))
+#define PTV2_TARGET_PAIRS __attribute__((target("avx512f,avx512bf16")))
 
 namespace ptv2 {
 namespace {
@@ -13,7 +13,7 @@ constexpr int kTileRows = 8;  // 8 x 2 accumulators, 2 of B, 1 of A: 19 of 32 re
 constexpr int64_t kLanes = 16;
 
 template <bool kTransposed, int kVectors>
-PTV2_PAIRS inline void multiply_tile(
+PTV2_TARGET_PAIRS inline void multiply_tile(
     const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
     int64_t c_stride, int64_t depth, bool accumulate, float factor) {
   __m512 sums[kTileRows][kVectors];
@@ -51,7 +51,7 @@ PTV2_PAIRS inline void multiply_tile(
 }
 
 template <bool kTransposed>
-PTV2_PAIRS void multiply_tiles(
+PTV2_TARGET_PAIRS void multiply_tiles(
     const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, float* c,
     int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool accumulate, float factor) {
   const int64_t a_step = kTransposed ? 1 : a_stride;

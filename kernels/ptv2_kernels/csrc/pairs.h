@@ -1,5 +1,5 @@
 // Products of bf16 in pairs: AVX-512's dot product of two multiplies as often as fp32 per cycle.
-// Only in the build for AVX-512.
+// Only in the build for AVX-512. Its instructions, as AMX's, take numbers below 2^-126 as 0.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Products of small matrices that lie in cache: C = A B, or C += A B.
+// Products of small matrices that lie in cache: C = factor A B, or C = factor (A B + C).
 //
 // A register tile of kTileRows x kTileVectors accumulators walks the depth: it loads kTileVectors
 // vectors of a row of B and multiplies each by kTileRows elements of A, broadcast. Registers:
