@@ -240,6 +240,6 @@ def headline(results: Any) -> str:
     return " ".join(
         f"In {dtype} ({len(pairs)} problems) the fastest rival takes "
         f"{geometric_mean(x for x, _ in pairs):.2f} times as long as ptv2 forward, and "
-        f"{geometric_mean(x for _, x in pairs):.2f} times forward and backward, in the geometric mean."
+        f"{geometric_mean(x for _, x in pairs):.2f} times forward and backward (geometric means)."
         for dtype, pairs in ratios.items()
     )
