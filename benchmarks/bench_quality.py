@@ -2,13 +2,13 @@
 
     python benchmarks/bench_quality.py --data DATA --output benchmarks/results/quality.json
 
-Same data, features and Trainer. `DATA` has a folder for each data set, with `train.jsonl` and
-`dev.jsonl`; scores are those of the best epoch on dev, for all methods. A finished run is written
-at once; the same command goes on with the runs that are missing. PEFT (`pip install peft`) gets
-its own heads, as its users have them (for classes BERT's pooler, frozen, under a linear layer),
-and as many epochs as the prompt. With `--search` the prompt and PEFT get the best learning rate
-and length of the same small search, on seed 0 and a part of the data, which the results record.
-What PEFT cannot do is recorded too.
+Same data, features and Trainer; `PROBLEMS` has the settings, and `--set` changes them. `DATA` has
+a folder for each data set, with `train.jsonl` and `dev.jsonl`; scores are those of the best epoch
+on dev, for all methods. A finished run is written at once; the same command goes on with the runs
+that are missing. PEFT (`pip install peft`) gets its own heads, as its users have them (for classes
+BERT's pooler, frozen, under a linear layer), and as many epochs as the prompt. With `--search` the
+prompt and PEFT get the best learning rate and length of the same small search, on seed 0 and a
+part of the data, which the results record. What PEFT cannot do is recorded too.
 """
 
 import argparse
@@ -18,62 +18,56 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    set_seed,
-)
-from transformers.utils import ModelOutput
+from quality_models import CLASSES, METHODS, TAGS
+from transformers import AutoTokenizer, set_seed
 
-from ptv2 import PromptConfig, PromptModel
+from ptv2 import PromptConfig
 from ptv2.demo import encoder_directory
-from ptv2.heads import Head
-from ptv2.layout import Padded
-from ptv2.outputs import task_output
 from ptv2.run_directory import environment
 from ptv2.storage import write_json
-from ptv2.tasks import Task, load_data, make_task
+from ptv2.tasks import load_data, make_task
 from ptv2.train_config import TrainConfig
-from ptv2.training import fit, prepare_module
+from ptv2.training import fit
 
-Method = Callable[[Task, PromptConfig, TrainConfig], nn.Module]
+BF16: dict[str, Any] = {"precision": "bf16"}
+PACKED: dict[str, Any] = BF16 | {"packing": True}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set's folder, the kind of task, and how long the training and the prompt are."""
+    """A data set's folder, the kind of task, and how each method is trained on it."""
 
     folder: str
     kind: str
     epochs: dict[str, int]
     prompt_length: int = PromptConfig.prompt_length
+    settings: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"prompt": BF16, "peft": BF16}
+    )
 
 
-CLASSES, TAGS = "sequence-classification", "token-classification"
+LATER = {"prompt": PACKED, "fine-tuning": BF16, "peft": BF16}
 PROBLEMS = {
     "sst2": Problem("sst2", CLASSES, {"prompt": 8, "fine-tuning": 3}),
     "trec": Problem("trec", CLASSES, {"prompt": 8, "fine-tuning": 3}),
-    "banking77": Problem("banking77", CLASSES, {"prompt": 10, "fine-tuning": 5}),
+    "banking77": Problem("banking77", CLASSES, {"prompt": 10, "fine-tuning": 5}, settings=LATER),
     "snips-intent": Problem("snips", CLASSES, {"prompt": 4, "fine-tuning": 2}),
     "snips-slots": Problem("snips", TAGS, {"prompt": 12, "fine-tuning": 3}, 128),
-    "wnut17": Problem("wnut17", TAGS, {"prompt": 12, "fine-tuning": 4}, 64),
-    "squadshifts": Problem(
-        "squadshifts_wiki", "question-answering", {"prompt": 6, "fine-tuning": 3}, 64
+    "wnut17": Problem(
+        *("wnut17", TAGS, {"prompt": 12, "fine-tuning": 4}, 64),
+        LATER | {"prompt": PACKED | {"learning_rate": 3e-2}},  # as --search finds
     ),
-    "codah": Problem("codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}),
+    "squadshifts": Problem(
+        *("squadshifts_wiki", "question-answering", {"prompt": 6, "fine-tuning": 3}, 64),
+        LATER,
+    ),
+    "codah": Problem("codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}, settings=LATER),
 }
 SEARCH = {"learning_rate": (3e-3, 1e-2, 3e-2), "prompt_length": (16, 64)}
 """What is tried for a prompt, ours or PEFT's."""
@@ -82,94 +76,6 @@ OURS = {"packing", "backbone_dropout", "checkpointing", "compile"}
 SEARCH_EXAMPLES, SEARCH_EPOCHS = 2000, 4
 MAX_LENGTH = 384
 """Of the windows of question answering, as usual; nothing else is that long."""
-
-
-class FineTuned(nn.Module):
-    """The stock encoder, all of it trained, under the head that a prompt has."""
-
-    accepts_loss_kwargs = False  # the Trainer would add an argument of its own
-
-    def __init__(self, backbone: PreTrainedModel, config: PromptConfig) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = Head(config, backbone.config.hidden_size)
-
-    def forward(
-        self,
-        labels: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> ModelOutput:
-        choices = None
-        if self.head.config.task == "multiple-choice":
-            choices = inputs["input_ids"].shape[1]
-            inputs = {name: x.flatten(0, 1) for name, x in inputs.items()}
-        if start_positions is not None:
-            labels = torch.stack((start_positions, end_positions), 1)
-        encoded = self.backbone(**inputs)
-        layout = Padded(inputs["attention_mask"])
-        return task_output(self.head.config, self.head, encoded, layout, labels, choices)
-
-
-class Prefixed(nn.Module):
-    """A model of PEFT, whose checkpoints are then those of any module: what is trained."""
-
-    accepts_loss_kwargs = False
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Tensor) -> ModelOutput:
-        return self.model(**inputs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        trained = {name for name, x in self.named_parameters() if x.requires_grad}
-        state = super().state_dict(*args, **kwargs)
-        return {name: x for name, x in state.items() if name in trained}
-
-    def load_state_dict(self, state: dict[str, Tensor], *_: Any, **__: Any) -> Any:
-        return super().load_state_dict(state, strict=False)
-
-
-def prompted(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
-    model = PromptModel.from_pretrained(encoder_directory())
-    model.add_task("task", config)
-    return prepare_module(model, "task", train)
-
-
-def fine_tuned(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
-    backbone = AutoModel.from_pretrained(
-        encoder_directory(), add_pooling_layer=False, attn_implementation="sdpa"
-    )
-    return FineTuned(backbone, config)
-
-
-def prefixed(task: Task, config: PromptConfig, train: TrainConfig) -> nn.Module:
-    kinds = {
-        CLASSES: (AutoModelForSequenceClassification, "SEQ_CLS"),
-        TAGS: (AutoModelForTokenClassification, "TOKEN_CLS"),
-        "question-answering": (AutoModelForQuestionAnswering, "QUESTION_ANS"),
-        "multiple-choice": (AutoModelForMultipleChoice, None),  # PEFT names no such task
-    }
-    from peft import PrefixTuningConfig, get_peft_model
-
-    model_class, task_type = kinds[task.kind]
-    labels = {"num_labels": len(task.labels)} if task.labels else {}
-    model = model_class.from_pretrained(encoder_directory(), **labels)
-    prefix = PrefixTuningConfig(task_type=task_type, num_virtual_tokens=config.prompt_length)
-    try:
-        return Prefixed(get_peft_model(model, prefix))
-    except KeyError as error:
-        raise NotImplementedError(f"PEFT, {task.kind}: KeyError: {error}") from error
-
-
-METHODS: dict[str, tuple[Method, TrainConfig]] = {
-    "prompt": (prompted, TrainConfig()),
-    "fine-tuning": (fine_tuned, TrainConfig(learning_rate=1e-4, weight_decay=0.01)),
-    "peft": (prefixed, TrainConfig()),
-}
 
 
 def search(
@@ -202,6 +108,7 @@ def run(
     """
     problem = PROBLEMS[name]
     build, config = METHODS[method]
+    changes = problem.settings.get(method, {}) | changes
     epochs = problem.epochs.get(method, problem.epochs["prompt"])
     config = replace(config, epochs=epochs, seed=seed)
     config = replace(config, **{k: v for k, v in changes.items() if hasattr(config, k)})

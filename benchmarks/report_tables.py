@@ -126,7 +126,7 @@ def fastest_rivals(results: Any, note: str) -> Table:
 
 def training(results: Any) -> Iterator[Table]:
     """A table a case: times beside ptv2's, and memory; then the ratios over all cases."""
-    header = ("", "a step, ms", "/ ptv2's", "peak, MiB", "kept for the backward, MiB")
+    header = ("", "step, ms", "/ ptv2's", "peak, MiB", "kept for the backward, MiB")
     for case, found in results["cases"].items():
         own = found["seconds"]["ptv2"]
         rows = []
@@ -179,13 +179,13 @@ def methods(results: Any) -> Iterator[Table]:
     examples = min(settings["train"], settings["examples"] or settings["train"])
     note = (
         f"{settings['encoder']}, {settings['data']}: {examples} examples, {settings['epochs']} "
-        f"epochs, accuracy of the best one on dev. The last two "
-        f"columns are a text by itself, and each of {settings['rows']} texts of "
-        f"{settings['tasks']} tasks that are there at once."
+        f"epochs, accuracy of the best one on dev; mean and standard deviation, and how many seeds. "
+        f"Steps are of 32 examples. The last two columns are a text by itself, and each of "
+        f"{settings['rows']} texts of {settings['tasks']} tasks that are there at once."
     )
     header = (
-        *("", "accuracy", "trained parameters", "saved, kB", "a step, ms", "peak of a step, MiB"),
-        *("a text, ms", f"of {settings['tasks']} tasks, ms"),
+        *("", "accuracy", "trained parameters", "saved, kB", "training step, ms", "its peak, MiB"),
+        *("one text, ms", "in a mixed batch, ms"),
     )
     yield Table("ways to adapt an encoder", header, rows, note)
 

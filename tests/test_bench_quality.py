@@ -2,28 +2,45 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
 
-from benchmarks import bench_quality
 from ptv2 import PromptConfig
 from ptv2.tasks import SequenceClassification
 from ptv2.train_config import TrainConfig
 from tests.encoder import examples, save_encoder, write_jsonl
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, with a tiny encoder."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import bench_quality
+    import quality_models
+
+    encoder = save_encoder(tmp_path / "encoder")
+    for module in (bench_quality, quality_models):
+        monkeypatch.setattr(module, "encoder_directory", lambda: encoder)
+    return bench_quality
+
 
 def test_runs_are_written_at_once_and_not_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench_quality: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    encoder, data, output = tmp_path / "encoder", tmp_path / "snips", tmp_path / "results.json"
-    save_encoder(encoder)
+    data, output = tmp_path / "snips", tmp_path / "results.json"
     data.mkdir()
     write_jsonl(data / "train.jsonl", examples(16))
     write_jsonl(data / "dev.jsonl", examples(8))
-    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
 
     def bench(*seeds: str) -> list[dict]:
         options = ["--data", str(tmp_path), "--output", str(output), "--set", '{"epochs": 1}']
@@ -41,6 +58,8 @@ def test_runs_are_written_at_once_and_not_repeated(
         ("snips-slots", "fine-tuning"),
     ]
     assert first[0]["trained_parameters"] < first[1]["trained_parameters"]
+    assert [run["train"]["precision"] for run in first] == ["bf16", "fp32"] * 2
+    assert {run["train"]["epochs"] for run in first} == {1}
     assert all({"commit", "torch", "cpu"} <= run["environment"].keys() for run in first)
     again = bench("0", "1")
     assert again[:4] == first
@@ -48,22 +67,39 @@ def test_runs_are_written_at_once_and_not_repeated(
     assert "± " in capsys.readouterr().out
 
 
+def test_published_runs_have_the_settings_of_the_script(bench_quality: Any) -> None:
+    """So that the plain command gives them again; a search's are recorded with it."""
+    for run in json.loads((BENCHMARKS / "results" / "quality.json").read_text()):
+        problem, method = bench_quality.PROBLEMS[run["task"]], run["method"]
+        config = asdict(bench_quality.METHODS[method][1])
+        config |= {"epochs": problem.epochs.get(method, problem.epochs["prompt"])}
+        config |= problem.settings.get(method, {})
+        length = problem.prompt_length
+        if "search" in run:
+            best = max(run["search"], key=lambda found: found["score"])
+            config["learning_rate"], length = best["learning_rate"], best["prompt_length"]
+        for name in ("epochs", "learning_rate", "weight_decay", "precision", "packing"):
+            assert run["train"].get(name, config[name]) == config[name], (run["task"], name)
+        assert method == "fine-tuning" or run["prompt"]["prompt_length"] == length
+
+
 def test_a_prompt_is_trained_as_settings_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench_quality: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = save_encoder(tmp_path / "encoder")
-    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
+    import quality_models
+
     config = PromptConfig("sequence-classification", ("a", "b"))
     for train in (TrainConfig(), TrainConfig(backbone_dropout=False, checkpointing="layers")):
-        module = bench_quality.prompted(SequenceClassification(None), config, train).train()
+        module = quality_models.prompted(SequenceClassification(None), config, train).train()
         assert module.backbone.training == train.backbone_dropout
         layer = module.backbone.encoder.layer[0]
         assert layer.gradient_checkpointing == (train.checkpointing == "layers")
 
 
-def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, output = tmp_path / "encoder", tmp_path / "results.json"
-    save_encoder(encoder)
+def test_questions_and_choices_too(
+    bench_quality: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results.json"
     answers = {"text": ["rome"], "answer_start": [10]}
     rows = {
         "squadshifts_wiki": {"question": "a", "context": "a film in rome", "answers": answers},
@@ -73,7 +109,6 @@ def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / folder).mkdir()
         for part in ("train", "dev"):
             write_jsonl(tmp_path / folder / f"{part}.jsonl", [row] * 4)
-    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: encoder)
     monkeypatch.setattr(bench_quality, "MAX_LENGTH", 32)
     options = ["--data", str(tmp_path), "--output", str(output), "--set", '{"epochs": 1}']
     options += ["--tasks", "squadshifts", "codah", "--seeds", "0"]
@@ -86,7 +121,10 @@ def test_questions_and_choices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_peft_refuses_and_its_search_are_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench_quality: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a stand-in for PEFT that trains the head alone, and names as few tasks as PEFT does."""
 
@@ -98,7 +136,6 @@ def test_what_peft_refuses_and_its_search_are_recorded(
 
     peft = SimpleNamespace(PrefixTuningConfig=dict, get_peft_model=get_peft_model)
     monkeypatch.setitem(sys.modules, "peft", peft)
-    monkeypatch.setattr(bench_quality, "encoder_directory", lambda: save_encoder(tmp_path / "e"))
     grid = {"learning_rate": (1e-3, 1e-2), "prompt_length": (2,)}
     monkeypatch.setattr(bench_quality, "SEARCH", grid)
     choice = {"question": "a film", "choices": ["fine", "dull"], "label": 1}
@@ -149,7 +186,9 @@ def test_what_peft_refuses_and_its_search_are_recorded(
     assert "pip install peft" in capsys.readouterr().err
 
 
-def test_a_plot_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_of_results(
+    bench_quality: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib").use("agg")
     output, picture = tmp_path / "results.json", tmp_path / "plot.png"
     options = ["--data", str(tmp_path), "--output", str(output), "--plot", str(picture)]
