@@ -73,7 +73,7 @@ wheel: $(READY)
 
 # The documentation as a site.
 docs: $(READY)
-	$(PIP) furo myst-parser sphinx sphinxcontrib-mermaid
+	$(PIP) furo latex2mathml myst-parser sphinx sphinxcontrib-mermaid
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 
 aot: $(READY)

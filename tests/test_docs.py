@@ -143,7 +143,7 @@ def test_api() -> None:
 
 def test_site(tmp_path: Path) -> None:
     """Sphinx builds it without a warning, where it is installed."""
-    for package in ("furo", "myst_parser", "sphinx", "sphinxcontrib.mermaid"):
+    for package in ("furo", "latex2mathml", "myst_parser", "sphinx", "sphinxcontrib.mermaid"):
         pytest.importorskip(package, reason="needs the extra docs")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path / "html"]
     result = subprocess.run(command, capture_output=True, text=True)
