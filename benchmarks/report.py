@@ -15,19 +15,20 @@ from typing import Any
 import jinja2
 import report_plots as plots
 import report_tables as tables
-from compare import PARTS, read_part
+from compare import read_part
 from report_plots import Picture
 from report_tables import Table
 
 HERE = Path(__file__).parent
 PICTURES = "pictures/report"
 TITLES = {
-    "kernel": ("The attention by itself", "bench_kernel.py"),
-    "training": ("A training step", "bench_training.py"),
     "methods": ("Ways to adapt an encoder", "bench_methods.py"),
-    "serving": ("Many tasks served from one encoder", "bench_serving.py"),
     "quality": ("Scores by data set", "bench_quality.py"),
+    "training": ("A training step", "bench_training.py"),
+    "serving": ("Many tasks served from one encoder", "bench_serving.py"),
+    "kernel": ("The attention by itself", "bench_kernel.py"),
 }
+"""In the order of the report: what most readers want first."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def origin(name: str, source: Any) -> dict[str, str]:
 def sections(folder: Path) -> list[Section]:
     """All that there are results of, or that failed."""
     about = (read_part(folder, "suite") or {"parts": {}})["parts"]
-    there = [name for name in PARTS if name in about or read_part(folder, name) is not None]
+    there = [name for name in TITLES if name in about or read_part(folder, name) is not None]
     return [section(folder, name, about.get(name)) for name in there]
 
 

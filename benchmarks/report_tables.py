@@ -179,7 +179,7 @@ def methods(results: Any) -> Iterator[Table]:
     examples = min(settings["train"], settings["examples"] or settings["train"])
     note = (
         f"{settings['encoder']}, {settings['data']}: {examples} examples, {settings['epochs']} "
-        f"epochs, accuracy of the best one on dev; mean and standard deviation, and how many seeds. "
+        f"epochs, accuracy of the best one on dev: mean, standard deviation and number of seeds. "
         f"Steps are of 32 examples. The last two columns are a text by itself, and each of "
         f"{settings['rows']} texts of {settings['tasks']} tasks that are there at once."
     )
