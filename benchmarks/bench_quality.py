@@ -52,22 +52,31 @@ class Problem:
     )
 
 
-LATER = {"prompt": PACKED, "fine-tuning": BF16, "peft": BF16}
+BY_BF16 = {"prompt": PACKED, "fine-tuning": BF16, "peft": BF16}
+"""For sets that take long on a CPU: autocast for all methods, and packed prompts."""
 PROBLEMS = {
     "sst2": Problem("sst2", CLASSES, {"prompt": 8, "fine-tuning": 3}),
     "trec": Problem("trec", CLASSES, {"prompt": 8, "fine-tuning": 3}),
-    "banking77": Problem("banking77", CLASSES, {"prompt": 10, "fine-tuning": 5}, settings=LATER),
+    "banking77": Problem("banking77", CLASSES, {"prompt": 10, "fine-tuning": 5}, settings=BY_BF16),
     "snips-intent": Problem("snips", CLASSES, {"prompt": 4, "fine-tuning": 2}),
-    "snips-slots": Problem("snips", TAGS, {"prompt": 12, "fine-tuning": 3}, 128),
+    "snips-slots": Problem("snips", TAGS, {"prompt": 12, "fine-tuning": 3}, prompt_length=128),
     "wnut17": Problem(
-        *("wnut17", TAGS, {"prompt": 12, "fine-tuning": 4}, 64),
-        LATER | {"prompt": PACKED | {"learning_rate": 3e-2}},  # as --search finds
+        "wnut17",
+        TAGS,
+        {"prompt": 12, "fine-tuning": 4},
+        prompt_length=64,
+        settings=BY_BF16 | {"prompt": PACKED | {"learning_rate": 3e-2}},  # as --search finds
     ),
     "squadshifts": Problem(
-        *("squadshifts_wiki", "question-answering", {"prompt": 6, "fine-tuning": 3}, 64),
-        LATER,
+        "squadshifts_wiki",
+        "question-answering",
+        {"prompt": 6, "fine-tuning": 3},
+        prompt_length=64,
+        settings=BY_BF16,
     ),
-    "codah": Problem("codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}, settings=LATER),
+    "codah": Problem(
+        "codah", "multiple-choice", {"prompt": 8, "fine-tuning": 4}, settings=BY_BF16
+    ),
 }
 SEARCH = {"learning_rate": (3e-3, 1e-2, 3e-2), "prompt_length": (16, 64)}
 """What is tried for a prompt, ours or PEFT's."""
@@ -248,7 +257,9 @@ def misfit(args: argparse.Namespace, done: list[dict[str, Any]]) -> str | None:
         if "refused" in run:
             continue
         stored = (run["prompt"] or {}) | run["train"] | {"examples": run.get("examples")}
-        wanted = args.set | {"examples": args.examples}
+        settings = PROBLEMS[run["task"]].settings.get(run["method"], {})
+        settings = {k: v for k, v in settings.items() if not (args.search and k in SEARCH)}
+        wanted = settings | args.set | {"examples": args.examples}
         if run["method"] != "fine-tuning":
             stored["search"], wanted["search"] = "search" in run, args.search
         for name, value in wanted.items():

@@ -22,7 +22,7 @@ CACHE_BYTES = 256 * 2**20
 """Written before a cold run; more than the L2 cache of any GPU so far."""
 CYCLES_PER_SECOND = 2e9
 """At least the clock of a GPU: how long `torch.cuda._sleep` takes."""
-BF16_PRODUCTS = {"fp32": "", "pairs": ", bf16 in pairs", "amx": ", bf16 by AMX"}
+BF16_PRODUCTS = {"fp32": "", "pairs": ", ptv2's bf16 in pairs", "amx": ", ptv2's bf16 by AMX"}
 """What ptv2's native implementation multiplies bf16 with."""
 NOT_SOURCES = (":!/benchmarks/results", ":!/kernels/ptv2_kernels/tiles/nvidia-*")
 """What these scripts write: it does not make the sources differ from their commit."""
@@ -59,12 +59,14 @@ def default_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name; of a CPU what ratios depend on: cores, and instructions that are used."""
+    """The GPU's name; of a CPU what ratios depend on: cores, instructions, products of bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     from ptv2_kernels import native  # not in the environments of rivals, which need no name
 
     instructions = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_amx_tile_supported():
+        instructions += " and AMX"
     if native.WHY_MISSING is None:
         instructions += BF16_PRODUCTS[native.product_format(torch.bfloat16)]
     return f"{cpu_name()}, {os.cpu_count()} cores, {instructions}"

@@ -65,8 +65,9 @@ def kernel(results: Any) -> Iterator[Table]:
     """A table of all problems, then one for each: every implementation's times."""
     reasons = [untimed(problem["rivals"]) for problem in results["problems"].values()]
     nowhere = {name: why for name, why in reasons[0].items() if all(name in x for x in reasons)}
-    note = "Packed: with packing and unpacking; only training and bank have padding."
-    yield fastest_rivals(results, " ".join(filter(None, (note, not_timed(nowhere)))))
+    padded = [name for name, x in results["problems"].items() if x["problem"]["padded"]]
+    note = f"Packed: with packing and unpacking. With padding: {', '.join(padded) or 'none'}."
+    yield fastest_rivals(results, f"{note} {not_timed(nowhere)}".strip())
     part = "forward + backward, warm"
     for name, problem in results["problems"].items():
         rivals = {row["rival"]: row for row in problem["rivals"] if "seconds" in row}

@@ -34,6 +34,7 @@ def test_a_toy_run(tmp_path: Path) -> None:
         assert kept["ptv2, layers again"] < kept["ptv2, all but attention again"] < kept["ptv2"]
         assert ("peft" in kept) != ("peft" in found["left out"])
         assert all(case["peak bytes"][rival] > kept[rival] for rival in ("ptv2", "stock"))
+        assert case["seconds"].keys() >= kept.keys()
     for rival, reason in found["left out"].items():
         assert "pip install peft" in reason
         assert f"{rival} is left out" in result.stdout

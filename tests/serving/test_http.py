@@ -236,17 +236,19 @@ def test_overload_and_death(work):
     with TestClient(create_app(service), raise_server_exceptions=False) as client:
         body = {"inputs": [TEXT, TEXT]}
         asking = []
-        for left in (0, 2):  # the first is taken at once, the second waits
-            thread = threading.Thread(
-                target=client.post, args=("/models/mood",), kwargs={"json": body}
-            )
-            thread.start()
-            asking.append(thread)
-            wait_until(lambda left=left: taken.is_set() and service.batcher.waiting == left)
-        refused = client.post("/models/mood", json={"inputs": [TEXT, TEXT]})
-        assert refused.status_code == 429
-        assert int(refused.headers["Retry-After"]) >= 1
-        go.set()
+        try:
+            for left in (0, 2):  # the first is taken at once, the second waits
+                thread = threading.Thread(
+                    target=client.post, args=("/models/mood",), kwargs={"json": body}
+                )
+                thread.start()
+                asking.append(thread)
+                wait_until(lambda left=left: taken.is_set() and service.batcher.waiting == left)
+            refused = client.post("/models/mood", json={"inputs": [TEXT, TEXT]})
+            assert refused.status_code == 429
+            assert int(refused.headers["Retry-After"]) >= 1
+        finally:
+            go.set()
         for thread in asking:
             thread.join(PATIENCE)
 
@@ -325,8 +327,10 @@ def test_a_client_that_leaves_is_worked_for_no_more(service):
     service.batcher._run = slow
     service.batcher._most_tokens = 40
     body = json.dumps({"inputs": [TEXT] * 100}).encode()
-    sent = call(app, "/models/mood", part(body), {"type": "http.disconnect"})
-    left.set()
+    try:
+        sent = call(app, "/models/mood", part(body), {"type": "http.disconnect"})
+    finally:
+        left.set()
     assert sent[0]["status"] == 499
     assert service.bank.readers(service.bank.tasks()["mood"]) == 0
     wait_until(lambda: service.batcher.waiting == 0)

@@ -104,18 +104,23 @@ def server(prompts, tmp_path, request):
     with (tmp_path / "log").open("wb") as log:
         environment = os.environ | {"PYTHONPATH": paths}
         process = subprocess.Popen(command, env=environment, stderr=log)
-    end = time.monotonic() + 300
+    try:
+        wait_until_it_answers(process, url)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_it_answers(process, url):
+    end = time.monotonic() + 2 * PATIENCE
     while True:
         try:
-            urllib.request.urlopen(f"{url}/health")
-            break
+            return urllib.request.urlopen(f"{url}/health", timeout=PATIENCE)
         except (urllib.error.URLError, ConnectionError):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.1)
-    yield process, url
-    process.kill()
-    process.wait()
 
 
 def ask(url):
@@ -143,10 +148,11 @@ def test_clients_and_the_end(server, tmp_path, run):
     some = threading.Event()
 
     def ask_until_the_end():
-        answered = []
+        answered, end = [], time.monotonic() + PATIENCE
         while status := ask(url):
             answered.append(status)
             some.set()
+            assert time.monotonic() < end
         return answered
 
     with ThreadPoolExecutor(16) as pool:
