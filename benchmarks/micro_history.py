@@ -1,9 +1,11 @@
 """The micro benchmarks' history: ratios to the rival, which a slower machine leaves as they are.
 
-    python benchmarks/micro_history.py RUN.json --history benchmarks/results/micro.json [--add]
+    python benchmarks/micro_history.py RUN.json [RUN.json ...] --history HISTORY.json [--add]
 
-RUN.json is what pytest-benchmark has written. The exit code is 1 if ptv2 takes more than 1.2 times
-as much of the rival's time as it did in the median of the last five runs on such a device.
+RUN.json is what pytest-benchmark has written; of several, each from a process of its own, a ratio
+is the median, because memory lies differently in every process. The exit code is 1 if ptv2 takes
+more than 1.2 times as much of the rival's time as in the median of the last five entries of such a
+device.
 """
 
 import argparse
@@ -41,11 +43,12 @@ def regressions(found: dict[str, float], history: list[Any], device: str) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--history", type=Path, required=True)
     parser.add_argument("--add", action="store_true", help="remember this run, if it is good")
     args = parser.parse_args()
-    found = ratios(json.loads(args.run.read_text()))
+    each = [ratios(json.loads(run.read_text())) for run in args.runs]
+    found = {name: median(run[name] for run in each) for name in each[0]}
     history = json.loads(args.history.read_text()) if args.history.exists() else []
     device = device_name(default_device())
     slower = regressions(found, history, device)

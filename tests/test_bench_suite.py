@@ -300,18 +300,48 @@ def test_the_command_wants_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "run it in a clone of the sources" in result.output
 
 
+def micro_run(own: float, rival: float) -> dict[str, object]:
+    """What pytest-benchmark writes, of two cases."""
+    return {
+        "benchmarks": [
+            {
+                "extra_info": {"name": "a", "own": seconds == own, "part": "forward"},
+                "stats": {"min": seconds},
+            }
+            for seconds in (own, rival)
+        ]
+    }
+
+
 def test_micro_ratios_that_grow_are_found() -> None:
     from micro_history import ratios, regressions
 
-    def entry(name: str, own: bool, seconds: float) -> dict[str, object]:
-        about = {"name": name, "own": own, "part": "forward"}
-        return {"extra_info": about, "stats": {"min": seconds}}
-
-    run = {"benchmarks": [entry("a", True, 2.0), entry("a", False, 4.0)]}
-    assert ratios(run) == {"a: forward": 0.5}
+    assert ratios(micro_run(2.0, 4.0)) == {"a: forward": 0.5}
     history = [
         {"device": "cpu", "ratios": {"a: forward": x}} for x in (0.9, 0.41, 0.41, 0.4, 0.4, 0.4)
     ]
     assert regressions({"a: forward": 0.47}, history, "cpu") == []
     assert len(regressions({"a: forward": 0.5}, history, "cpu")) == 1
     assert regressions({"a: forward": 0.5}, history, "another") == []
+
+
+def test_micro_history_keeps_the_median_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import micro_history
+
+    def judge(*own: float) -> list[float]:
+        runs = [tmp_path / f"run-{i}.json" for i in range(len(own))]
+        for path, seconds in zip(runs, own, strict=True):
+            path.write_text(json.dumps(micro_run(seconds, 10.0)))
+        options = [*map(str, runs), "--history", str(tmp_path / "history.json"), "--add"]
+        monkeypatch.setattr("sys.argv", ["micro_history", *options])
+        micro_history.main()
+        entries = json.loads((tmp_path / "history.json").read_text())
+        return [entry["ratios"]["a: forward"] for entry in entries]
+
+    assert judge(9.0, 5.0, 4.0) == [0.5]
+    assert judge(5.5) == [0.5, 0.55]
+    with pytest.raises(SystemExit, match=r"slower than before:\n  a: forward: 0\.70"):
+        judge(7.0)
+    assert judge(5.0) == [0.5, 0.55, 0.5]

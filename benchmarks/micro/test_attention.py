@@ -4,6 +4,7 @@ make micro      # runs it, and checks the ratios by `micro_history.py`
 """
 
 from functools import partial
+from timeit import timeit
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from bench_kernel import CPU_PROBLEMS, PROBLEMS, Judge, gradients, make, without
 from measure import default_device
 from rivals import RIVALS
 
+SECONDS = 1
+"""That a case is measured for: short ones have more rounds, of which the fastest counts."""
 DEVICE = default_device()
 ON_CPU = DEVICE.type == "cpu"
 OWN = "ptv2 native" if ON_CPU else "ptv2 triton"
@@ -22,9 +25,9 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("part", ["forward", "forward + backward"])
-@pytest.mark.parametrize("rival", [OWN, RIVAL])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["forward", "forward + backward"])
+@pytest.mark.parametrize("rival", [OWN, RIVAL])  # one right after the other
 def test_attention(benchmark, name, rival, part):
     problem = (PROBLEMS | CPU_PROBLEMS)[name]
     inputs = make(problem, DEVICE)
@@ -35,7 +38,9 @@ def test_attention(benchmark, name, rival, part):
     if part != "forward":
         call = partial(gradients, RIVALS[rival], inputs, torch.randn_like(inputs.query))
     benchmark.extra_info.update(name=name, own=rival == OWN, part=part)
-    benchmark.pedantic(timed(call), rounds=30, warmup_rounds=3)
+    function = timed(call)
+    rounds = int(SECONDS / timeit(function, number=5) * 5)
+    benchmark.pedantic(function, rounds=min(max(rounds, 30), 1000), warmup_rounds=3)
 
 
 def timed(call):
