@@ -15,9 +15,16 @@ OWN, OTHERS = "#2563eb", ("#94a3b8", "#64748b", "#cbd5e1", "#475569", "#a8a29e",
 
 SHADES = {
     "ptv2": OWN, "prompt": OWN, "ptv2 packed": "#93c5fd", "bare": "#bfdbfe", "compiled": "#60a5fa",
-    "stock": "#cbd5e1", "peft": "#64748b", "adapters": "#a8a29e", "copies": "#cbd5e1",
-    "fine-tuning": "#cbd5e1",
+    "stock": "#94a3b8", "stock, no attention dropout": "#cbd5e1", "peft": "#64748b",
+    "adapters": "#a8a29e", "copies": "#cbd5e1", "fine-tuning": "#cbd5e1",
 }  # fmt: skip
+
+
+SHOWN = {
+    "ptv2": "ptv2", "ptv2 packed": "ptv2, packed", "stock": "no prompt",
+    "stock, no attention dropout": "no prompt, no attention dropout", "peft": "PEFT",
+}  # fmt: skip
+"""What the pictures of a training step show, and what they call it."""
 
 
 class Picture(NamedTuple):
@@ -98,24 +105,22 @@ def training(results: Any) -> Iterator[Picture]:
     """Seconds of a step, and what it keeps, by case."""
     for what, label in (("seconds", "a step"), ("kept bytes", "kept for the backward")):
         cases = {case: found[what] for case, found in results["cases"].items()}
-        names = [
-            name
-            for name in ("ptv2", "ptv2 packed", "stock", "peft")
-            if any(name in case for case in cases.values())
-        ]
-        figure, axes = style().subplots(figsize=(7.5, 3.2))
+        names = [name for name in SHOWN if any(name in case for case in cases.values())]
+        size = (7.5, 0.17 * len(names) * len(cases) + 1)
+        figure, axes = style().subplots(figsize=size)
         width = 0.8 / len(names)
         for place, name in enumerate(names):
-            there = [i for i, case in enumerate(cases.values()) if name in case]
-            values = [list(cases.values())[i] for i in there]
-            heights = [case[name] / case["ptv2"] for case in values]
+            there = {i: case for i, case in enumerate(cases.values()) if name in case}
+            lengths = [case[name] / case["ptv2"] for case in there.values()]
             at = [i + width * (place - (len(names) - 1) / 2) for i in there]
             shade = color(name, place)
-            bars = axes.bar(at, heights, 0.92 * width, label=name, color=shade)
+            bars = axes.barh(at, lengths, 0.92 * width, label=SHOWN[name], color=shade)
             axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-        axes.set_xticks(range(len(cases)), [name.replace(", ", "\n", 1) for name in cases])
-        axes.set_ylabel(f"{label} / ptv2's")
-        axes.legend(ncols=len(names), loc="upper center", bbox_to_anchor=(0.5, 1.18))
+        axes.set_yticks(range(len(cases)), cases)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{label} / ptv2's")
+        axes.margins(x=0.08, y=0.02)
+        figure.legend(ncols=3, loc="outside upper center")
         yield picture(f"{label}, by case, in terms of ptv2's", figure)
 
 
