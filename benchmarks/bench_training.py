@@ -43,6 +43,7 @@ from ptv2.demo import DATA as SNIPS
 from ptv2.memory import Allocations
 from ptv2.tasks import Collator, SequenceClassification
 
+PLAIN = "stock, no attention dropout"
 ENCODERS = ("MiniLM", "BERT-base")
 PROBLEMS = ((16, 128, 20), (32, 128, 64), (8, 512, 128))
 SENTENCES, SENTENCE_PROMPT = 32, 20
@@ -120,7 +121,7 @@ def models(name: str, length: int) -> dict[str, nn.Module]:
     """Everyone who is here."""
     found = {
         "stock": stock(name, attention_dropout=True),
-        "stock, no attention dropout": stock(name, attention_dropout=False),
+        PLAIN: stock(name, attention_dropout=False),
         "ptv2": prompted(name, length),
     }
     for rival, keep_attention in CHECKPOINTING.items():
@@ -248,11 +249,10 @@ def summary(results: dict[str, Any]) -> list[str]:
     found: dict[str, list[float]] = {}
     for case in results["cases"].values():
         seconds, kept = case["seconds"], case["kept bytes"]
-        plain = "stock, no attention dropout"
-        least = kept[plain]
+        least = kept[PLAIN]
         pairs = {
             "time, ptv2 / stock": (seconds["ptv2"], seconds["stock"]),
-            "time, ptv2 / stock without attention dropout": (seconds["ptv2"], seconds[plain]),
+            "time, ptv2 / stock without attention dropout": (seconds["ptv2"], seconds[PLAIN]),
             "kept bytes, ptv2 / stock without attention dropout": (kept["ptv2"], least),
             **{f"kept bytes, {one} / the same": (kept[one], least) for one in CHECKPOINTING},
         }

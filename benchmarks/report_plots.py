@@ -6,7 +6,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from compare import OURS, ours
-from report_tables import METHODS, SYSTEMS
+from report_tables import METHODS, STEPS, SYSTEMS
 from serving_plot import latencies
 
 OWN, OTHERS = "#2563eb", ("#94a3b8", "#64748b", "#cbd5e1", "#475569", "#a8a29e", "#78716c")
@@ -20,11 +20,8 @@ SHADES = {
 }  # fmt: skip
 
 
-SHOWN = {
-    "ptv2": "ptv2", "ptv2 packed": "ptv2, packed", "stock": "no prompt",
-    "stock, no attention dropout": "no prompt, no attention dropout", "peft": "PEFT",
-}  # fmt: skip
-"""What the pictures of a training step show, and what they call it."""
+SHOWN = ("ptv2", "ptv2 packed", "stock", "stock, no attention dropout", "peft")
+"""What the pictures of a training step show."""
 
 
 class Picture(NamedTuple):
@@ -114,7 +111,7 @@ def training(results: Any) -> Iterator[Picture]:
             lengths = [case[name] / case["ptv2"] for case in there.values()]
             at = [i + width * (place - (len(names) - 1) / 2) for i in there]
             shade = color(name, place)
-            bars = axes.barh(at, lengths, 0.92 * width, label=SHOWN[name], color=shade)
+            bars = axes.barh(at, lengths, 0.92 * width, label=STEPS[name], color=shade)
             axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
         axes.set_yticks(range(len(cases)), cases)
         axes.invert_yaxis()

@@ -32,7 +32,7 @@ SYSTEMS = {
 
 STEPS = {
     "stock": "without a prompt (stock)",
-    "stock, no attention dropout": "the same without attention dropout",
+    "stock, no attention dropout": "stock, no attention dropout",
     "ptv2": "ptv2",
     "ptv2, layers again": "ptv2, --checkpointing layers",
     "ptv2, all but attention again": "ptv2, --checkpointing selective",
@@ -238,9 +238,13 @@ def headline(results: Any) -> str:
             ratios.setdefault(problem["problem"]["dtype"], []).append((forward, both))
     if not ratios:
         return "No rival was timed."
-    return " ".join(
+    missing = len(results["problems"]) - sum(map(len, ratios.values()))
+    sentences = [
         f"In {dtype} ({len(pairs)} problems) the fastest rival takes "
         f"{geometric_mean(x for x, _ in pairs):.2f} times as long as ptv2 forward, and "
         f"{geometric_mean(x for _, x in pairs):.2f} times forward and backward (geometric means)."
         for dtype, pairs in ratios.items()
-    )
+    ]
+    if missing:
+        sentences.append(f"No rival was timed for {missing} of the problems.")
+    return " ".join(sentences)

@@ -1,6 +1,7 @@
 """The suite: its parts at tiny sizes, the report of them, and what differs between two results."""
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -345,3 +346,26 @@ def test_micro_history_keeps_the_median_of_processes(
     with pytest.raises(SystemExit, match=r"slower than before:\n  a: forward: 0\.70"):
         judge(7.0)
     assert judge(5.0) == [0.5, 0.55, 0.5]
+
+
+def test_a_cpu_is_named_with_what_multiplies() -> None:
+    from measure import BF16_PRODUCTS, device_name
+
+    from ptv2_kernels import native
+
+    name = device_name(torch.device("cpu"))
+    assert f", {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}" in name
+    assert name.endswith(BF16_PRODUCTS[native.product_format(torch.bfloat16)])
+
+
+def test_problems_without_a_rival_are_counted(results: Path) -> None:
+    from report_tables import headline
+
+    found = json.loads((results / "kernel.json").read_text())
+    assert "No rival was timed" not in headline(found)
+    name, problem = next(iter(found["problems"].items()))
+    own = [row for row in problem["rivals"] if row["rival"].startswith("ptv2")]
+    found["problems"]["alone"] = {**problem, "rivals": own}
+    assert headline(found).endswith("No rival was timed for 1 of the problems.")
+    found["problems"] = {name: found["problems"]["alone"]}
+    assert headline(found) == "No rival was timed."
