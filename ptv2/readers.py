@@ -1,7 +1,8 @@
 """How the texts of a task are read and its answers written, for one backbone."""
 
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from .config import PromptConfig
@@ -19,15 +20,20 @@ class Readers:
         tokenizer: of the backbone; for images its image processor. None: loaded from where the
             backbone came from.
         max_length: longest input in tokens, if less than the backbone allows.
+
+    Raises:
+        ValueError: the tokenizer has no words, or one that the backbone does not know.
     """
 
     def __init__(
         self, model: PromptModel, tokenizer: Any = None, max_length: int | None = None
     ) -> None:
+        self._images = family_of(model.backbone.config.model_type).takes == "pixel_values"
         self.tokenizer = tokenizer or load_processor(model)
+        if not self._images:
+            require_vocabulary(model, self.tokenizer)
         self._longest = longest_input(model, self.tokenizer)
         self._given_length = max_length
-        self._images = family_of(model.backbone.config.model_type).takes == "pixel_values"
 
     def length_beside(self, positions: int) -> int:
         """The longest input in tokens, for a prompt that takes so many positions."""
@@ -45,14 +51,10 @@ class Readers:
             raise NotImplementedError(
                 "task: the model itself gives features of images, expected image-classification"
             )
-        return make_task(
-            config.task,
-            self.tokenizer,
-            labels=config.labels,
-            max_length=self.length_beside(config.positions),
-            **kept_fields(config),
-            **options,
-        )
+        room = self.length_beside(config.positions)
+        own = {"max_length": room, **kept_fields(config), **options}
+        own["max_length"] = min(own["max_length"], room)
+        return make_task(config.task, self.tokenizer, labels=config.labels, **own)
 
 
 def kept_fields(config: PromptConfig) -> dict[str, Any]:
@@ -66,6 +68,20 @@ def load_processor(model: PromptModel) -> Any:
     config = model.backbone.config
     images = family_of(config.model_type).takes == "pixel_values"
     return (AutoImageProcessor if images else AutoTokenizer).from_pretrained(config._name_or_path)
+
+
+def require_vocabulary(model: PromptModel, tokenizer: Any) -> None:
+    """Raise a ValueError unless the tokenizer's ids are the backbone's.
+
+    Where a folder has no tokenizer, transformers makes one of special tokens alone.
+    """
+    known = len(cast(Tensor, model.backbone.get_input_embeddings().weight))
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= known:
+        raise ValueError(
+            f"tokenizer: expected one whose words are among the {known} of the backbone, got one "
+            f"with {len(tokenizer)} from {tokenizer.name_or_path or 'no folder'!r}, "
+            f"{len(tokenizer.all_special_ids)} of them special"
+        )
 
 
 def longest_input(model: PromptModel, tokenizer: Any) -> int:

@@ -48,7 +48,7 @@ def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: boo
 
 def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: bool) -> None:
     if any(output_dir.iterdir()):
-        if not overwrite:
+        if not overwrite and not _kept_nothing(output_dir):
             hint = "resume it or overwrite it" if started.is_file() else "overwrite it"
             raise FileExistsError(f"output: {output_dir} is not empty; choose another, or {hint}")
         for name, ours in ((CHECKPOINTS, started.is_file()), (CARD, is_asset(output_dir))):
@@ -62,6 +62,12 @@ def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: 
     staged.rename(output_dir / CHECKPOINTS)
 
 
+def _kept_nothing(output_dir: Path) -> bool:
+    """Whether there is nothing but a run that ended before its first checkpoint."""
+    kept = [path for path in output_dir.rglob("*") if path.is_file()]
+    return kept == [output_dir / CHECKPOINTS / RUN_CONFIG]
+
+
 def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "") -> None:
     for key in before | now:
         old, new = before.get(key), now.get(key)
@@ -69,6 +75,21 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "")
             _check_same_run(old, new, f"{path}{key}.")
         elif old != new:
             raise ValueError(f"resume: the run was started with {path}{key} = {old}, got {new}")
+
+
+def task_settings(directory: Path) -> dict[str, Any]:
+    """How the run that left a prompt there read its data; nothing if no run did.
+
+    Raises:
+        ValueError: the run's file is not one of a run.
+    """
+    path = directory / RUN_CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["task"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: expected the settings of a run, got {error!r}") from None
 
 
 def environment() -> dict[str, Any]:

@@ -28,6 +28,10 @@ from .tasks.collate import split_logits
 from .tasks.task import decode_all
 
 
+class Diverged(ValueError):
+    """The loss on the validation data is not finite, so that no later epoch can be better."""
+
+
 class PromptTrainer(Trainer):
     """Trains one module on one task.
 
@@ -159,12 +163,18 @@ class PromptTrainer(Trainer):
 
         Raises:
             ValueError: other data is given, or keys to ignore, which the scores have none of.
+            Diverged: the loss is not finite; answers then mean nothing, and are not scored.
         """
         for name, given in (("eval_dataset", eval_dataset), ("ignore_keys", ignore_keys)):
             if given is not None:
                 raise ValueError(f"{name}: expected None, got {type(given).__name__}")
         features = self.validation_features
         loss, logits = self._forward_all(features)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"learning_rate: the training diverged by step {self.state.global_step}, expected "
+                f"one smaller than {self.args.learning_rate}"
+            )
         answers = decode_all(self.task, features, logits)
         scores = {"loss": loss, **self.task.score(answers, self.references)}
         metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores.items()}

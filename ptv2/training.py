@@ -4,6 +4,7 @@ A run's directory holds the saved prompt, `run_config.json` and `metrics.json`, 
 the run is done, and `checkpoints/`, from which a run that was stopped goes on.
 """
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ from .storage import write_json
 from .task_model import TaskModel
 from .tasks import Task
 from .train_config import TrainConfig
-from .trainer import PromptTrainer
+from .trainer import Diverged, PromptTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -135,7 +138,12 @@ def fit(
 
     Returns:
         `best`, the epoch with the best `task.best_metric`; `history`, every epoch's mean
-        training loss and validation scores; `steps` in all; `train_seconds`.
+        training loss and validation scores; `steps` in all; `diverged_at_step`, mostly None;
+        `train_seconds`.
+
+    Raises:
+        Diverged: in the first epoch; in a later one the training ends, and the epochs before it
+            count.
     """
     arguments = _arguments(task, output_dir, config)
     module.to(arguments.device)  # before the optimizer takes its parameters
@@ -153,13 +161,21 @@ def fit(
     )
     start = time.perf_counter()
     last = newest(output_dir) if resume else None
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    diverged = None
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except Diverged as error:
+        if trainer.state.best_global_step is None:
+            raise
+        diverged = trainer.state.global_step
+        logger.warning("%s; the epochs before it count", error)
     trainer.load_best()
     history = _history(trainer.state.log_history)
     return {
         "best": max(history, key=lambda epoch: epoch[task.best_metric]),
         "history": history,
         "steps": trainer.state.global_step,
+        "diverged_at_step": diverged,
         "train_seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -182,6 +198,7 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
+        logging_nan_inf_filter=False,  # a loss that is not finite is shown
         metric_for_best_model=task.best_metric,
         greater_is_better=True,
         label_names=["labels"],

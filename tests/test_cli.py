@@ -106,6 +106,63 @@ def test_eval_agrees_with_training(work: Path, tmp_path: Path) -> None:
         assert json.loads(output.read_text())[metric] == best[metric]
 
 
+def test_data_is_read_as_in_training(work: Path, tmp_path: Path) -> None:
+    """Columns and length are those of the run, unless they are given."""
+    rows = [{"said": r["text"], "then": r["text_pair"], "kind": r["same"]} for r in examples(16)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    columns = ("--text-column", "said", "--text-pair-column", "then", "--label-column", "kind")
+    files = ("--train", data, "--validation", data, "--output", tmp_path / "pairs")
+    result = ptv2(*training(work, *SENTIMENT, *SHORT), *columns, "--max-length", 6, *files)
+    assert result.exit_code == 0, result.output
+    best = json.loads((tmp_path / "pairs" / "metrics.json").read_text())["best"]
+
+    def score(*options: object) -> float:
+        output = ("--output", tmp_path / "scores.json", "--overwrite")
+        result = ptv2("eval", "--prompt", tmp_path / "pairs", "--data", data, *output, *options)
+        assert result.exit_code == 0, result.output
+        return float(json.loads((tmp_path / "scores.json").read_text())["macro_f1"])
+
+    assert score() == score(*columns, "--max-length", 6) == best["macro_f1"]
+    predict = ("predict", "--prompt", tmp_path / "pairs")
+    (line, *_) = ptv2(*predict, "--data", data).stdout.splitlines()
+    assert (json.loads(line)["text"], json.loads(line)["text_pair"]) == tuple(rows[0].values())[:2]
+    assert ptv2(*predict, "--text", "a film", "--text-pair", "fine").exit_code == 0
+    message = fails("eval", "--prompt", tmp_path / "pairs", "--data", work / "dev.jsonl")
+    assert message.startswith("text_column: expected one of the data's columns, text")
+
+
+def test_the_length_of_training_is_kept(
+    work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = write_jsonl(tmp_path / "long.jsonl", [examples(1)[0] | {"text": "a film " * 8}] * 2)
+    run = ("--max-length", 6, "--output", tmp_path / "run")
+    assert ptv2(*training(work, *SENTIMENT, *SHORT), *run).exit_code == 0
+    for options, cut in (((), "2 of 2 inputs were cut to 6"), (("--max-length", 32), "")):
+        caplog.clear()
+        for command in ("eval", "predict"):
+            arguments = ("--prompt", tmp_path / "run", "--data", long, *options)
+            assert ptv2(command, *arguments).exit_code == 0
+        assert caplog.text.count("inputs were cut") == (2 if cut else 0)
+        assert cut in caplog.text
+
+
+def test_a_broken_run_config(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "sentiment", tmp_path / "prompt")
+    for text in ("{", "{}", "[]", '{"task": 1}'):
+        (tmp_path / "prompt" / "run_config.json").write_text(text)
+        message = fails("eval", "--prompt", tmp_path / "prompt", "--data", work / "dev.jsonl")
+        assert "run_config.json: expected the settings of a run, got" in message
+
+
+def test_a_folder_without_a_tokenizer(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "encoder", tmp_path / "encoder")
+    for path in (tmp_path / "encoder").glob("*token*"):
+        path.unlink()
+    train = (*training(work, *SENTIMENT, "--output", tmp_path / "run"), "--backbone")
+    message = fails(*train, tmp_path / "encoder")
+    assert message.startswith("tokenizer: expected one whose words are among the 16 of the back")
+
+
 def test_a_device_that_is_not_there(work: Path) -> None:
     predict = ("predict", "--prompt", work / "sentiment", "--text", "a fine film")
     for name in ("gpu", "cuda:99"):

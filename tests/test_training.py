@@ -17,7 +17,7 @@ from ptv2.batches import Batches
 from ptv2.predictor import Predictor
 from ptv2.tasks import make_task
 from ptv2.train_config import TrainConfig
-from ptv2.trainer import PromptTrainer
+from ptv2.trainer import Diverged, PromptTrainer
 from ptv2.training import evaluate, train
 from tests.encoder import examples, save_encoder
 
@@ -316,6 +316,46 @@ def test_nothing_is_overwritten_unasked(encoder: Path, tmp_path: Path) -> None:
     second = train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
     assert second["history"] != first["history"]  # the prompt went on from where it was
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def diverge_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
+    """Make the loss on the validation data NaN once so many epochs are done."""
+    whole = PromptTrainer._forward_all
+
+    def broken(self: PromptTrainer, features: Any) -> tuple[float, Any]:
+        loss, logits = whole(self, features)
+        done = self.state.epoch is not None and self.state.epoch > epochs
+        return (float("nan") if done else loss), logits
+
+    patch.setattr(PromptTrainer, "_forward_all", broken)
+
+
+def test_the_epochs_before_a_divergence_count(
+    encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    predictor, task = new(encoder)
+    diverge_after(1, monkeypatch)
+    metrics = train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
+    assert metrics["diverged_at_step"] == 12  # an epoch has 6 steps
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [1]
+    assert metrics["best"] == metrics["history"][0]
+    assert "diverged by step 12, expected one smaller than 0.03; the epochs before" in caplog.text
+    scores = evaluate(predictor, "t", task, DATA[1])
+    assert scores["accuracy"] == metrics["best"]["accuracy"]
+
+
+def test_a_run_that_kept_nothing_is_replaced(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    with pytest.raises(Diverged, match="learning_rate: the training diverged by step 6, expected"):
+        train(predictor.model, "t", task, DATA, tmp_path, replace(CONFIG, learning_rate=1e38))
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"run_config.json"}
+    predictor, task = new(encoder)
+    metrics = train(predictor.model, "t", task, DATA, tmp_path, replace(CONFIG, epochs=1))
+    assert metrics["diverged_at_step"] is None
 
 
 def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from ..assets import read_asset
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..report import print_scores
+from ..run_directory import task_settings
 from ..storage import write_json
 from ..tasks import TASKS, load_data
 from ..training import evaluate
 from .options import (
     DATA,
     NO_OPTIONS,
+    TASK_OPTIONS,
     Backbone,
     Device,
     MaxLength,
@@ -47,12 +49,13 @@ def evaluate_prompt(
     output: Annotated[Path | None, option("JSON file for the scores.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a saved prompt on labelled data."""
+    """Score a saved prompt on labelled data, read as in training unless told otherwise."""
     refuse_overwriting(output, overwrite)
     examples = load_data(data, split, "test")
     predictor, (name,) = load_prompts([prompt], backbone, max_length, device)
     kind = predictor.model.tasks[name].task
-    reader = predictor.task(name, **options_of([kind], task_options)[kind])
+    own = trained_with(prompt, max_length) | options_of([kind], task_options)[kind]
+    reader = predictor.task(name, **own)
     scores = evaluate(predictor, name, reader, examples)
     print_scores({name: scores, "commonest answer": scores["majority"]})
     if output is not None:
@@ -76,7 +79,10 @@ def predict(
     output: Annotated[Path | None, option("JSONL file, instead of the terminal.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Answer texts with one prompt or several, all in the same forwards; a JSON line a text."""
+    """Answer texts with one prompt or several, all in the same forwards; a JSON line a text.
+
+    Data is read as in each prompt's training unless told otherwise.
+    """
     refuse_overwriting(output, overwrite)
     if (not text) == (data is None):
         raise ValueError("text: expected either --text or --data")
@@ -96,9 +102,10 @@ def predict(
     kinds = {name: predictor.model.tasks[name].task for name in names}
     options = options_of(set(kinds.values()), task_options)
     readers = {}
-    for name, kind in kinds.items():
-        own = dict(options[kind])
+    for directory, (name, kind) in zip(prompt, kinds.items(), strict=True):
+        own = trained_with(directory, max_length) | options[kind]
         if text:
+            own = {key: own[key] for key in own if not key.endswith("_column")}
             own |= typed_columns(kind, text_pair)
         readers[name] = predictor.task(name, **own)
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
@@ -141,6 +148,17 @@ def typed_columns(kind: str, text_pair: list[str] | None) -> dict[str, str]:
         raise ValueError(f"text_pair: {kind} reads the context there, expected one a --text")
     pairs = text_pair and "text_pair_column" in known
     return {"text_pair_column": "text_pair"} if pairs else {}
+
+
+def trained_with(directory: Path, max_length: int | None) -> dict[str, Any]:
+    """How the run that left a prompt read its data, if a run did: columns, windows and length.
+
+    Args:
+        max_length: that is given now, instead of the run's.
+    """
+    settings = task_settings(directory)
+    names = TASK_OPTIONS.keys() | ({"max_length"} if max_length is None else set())
+    return {name: settings[name] for name in names & settings.keys()}
 
 
 def load_prompts(
