@@ -12,6 +12,7 @@ from .files import FileError, read_file
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SOURCE = "_source"
 """The column that says where in a file an example comes from."""
+_NO_LABEL = ("", "-1", "-100")
 
 
 def load_data(
@@ -118,22 +119,31 @@ def texts_of(data: Dataset, argument: str, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
+def check_labels(
+    data: Dataset, argument: str, labels: Iterable[Iterable[Any]], names: Sequence[str] = ()
+) -> None:
     """Raise a ValueError that names the example unless every label is a name or an integer from 0.
 
-    What data without labels has instead, None, "", -1 or -100, is no label.
+    What data without labels has instead, None, "", -1 or -100, also as text, is no label.
 
     Args:
         argument: of the labels' column.
         labels: of each example.
+        names: of the task's labels, if they are known; one of them is a label whatever it is.
     """
     for row, values in enumerate(labels):
         for value in values:
-            if not (value >= 0 if isinstance(value, int) else isinstance(value, str) and value):
+            if not _is_label(value) and value not in names:
                 raise ValueError(
                     f"{argument}: expected names or integers from 0 as labels, "
                     f"got {value!r} in {example(data, row)}"
                 )
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() not in _NO_LABEL
+    return isinstance(value, int) and value >= 0
 
 
 def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class SequenceClassification(Task):
                     f"{self.label_column}: expected a list of labels, got {row!r} in "
                     f"{example(data, place)}"
                 )
-        check_labels(data, "label_column", rows)
+        check_labels(data, "label_column", rows, self.labels)
         for place, row in enumerate(rows):
             if len(set(row)) < len(row):
                 raise ValueError(

@@ -181,7 +181,7 @@ def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
 
 
 def test_labels_that_mark_unlabelled_data() -> None:
-    for values in ([0, -1], [1, -100], ["x", ""], [0.5, 0.5]):
+    for values in ([0, -1], [1, -100], ["x", ""], ["0", "-1"], ["x", " -100"], [0.5, 0.5]):
         data = Dataset.from_dict({"label": values})
         with pytest.raises(
             ValueError, match=f"label_column: .* got {values[1]!r} in example [01]"
@@ -189,6 +189,32 @@ def test_labels_that_mark_unlabelled_data() -> None:
             check_labels(data, "label_column", zip(values, strict=True))
     with pytest.raises(ValueError, match="labels: expected names or integers from 0, got a neg"):
         label_names([0, -1])
+    check_labels(data, "label_column", [["-1", "x"]], names=("-1", "1"))
+
+
+@pytest.mark.parametrize("mark", ["-1", "-100"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_text_that_marks_unlabelled_data(tmp_path: Path, name: str, mark: str) -> None:
+    rows = [
+        {"tokens": "a b", "label": "0", "tags": "0 1"},
+        {"tokens": "c d", "label": mark, "tags": f"0 {mark}"},
+        {"tokens": "e f", "label": "1", "tags": "1 0"},
+    ]
+    path = tmp_path / name
+    if name == "a.jsonl":
+        data, line = load_data(write_jsonl(path, rows)), 2
+    else:
+        separator = "," if name == "a.csv" else "\t"
+        lines = [separator.join(row) for row in (rows[0], *(row.values() for row in rows))]
+        path.write_text("\n".join(lines))
+        data, line = load_data(path), 3
+    where = rf"got '{mark}' in example 1 \(line {line} of {name}\)"
+    for task in (SequenceClassification(None), TokenClassification(None)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"expected names or integers from 0 .* {where}"):
+            task.fit_labels(data)
+    numbers = Dataset.from_dict({"label": ["0.5", mark]})
+    task = SequenceClassification(None).fit_labels(numbers)  # type: ignore[arg-type]
+    assert task.references(numbers) == [0.5, float(mark)]
 
 
 def test_messages_name_the_line_also_after_shuffling(tmp_path: Path) -> None:
