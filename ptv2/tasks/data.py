@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .files import FileError, read_file
 
@@ -34,15 +35,15 @@ def load_data(
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: a split of a file is asked for, or the file has another suffix, no example or
-            a line that cannot be read; the message names file and line.
+            a line that cannot be read; the message names file and line. Or a named dataset cannot
+            be read, as when its files have different columns.
     """
     path = Path(source)
     if path.suffix.lower() not in FILE_SUFFIXES:
         if path.is_file():
             suffixes = ", ".join(FILE_SUFFIXES)
             raise ValueError(f"data file {path}: expected one of {suffixes}, got {path.suffix!r}")
-        name, _, config = str(source).partition(":")
-        return load_dataset(name, config or None, split=split or default_split)
+        return _load_named(str(source), split or default_split)
     if split is not None:
         raise ValueError(f"split: file {path} has no splits, expected None, got {split!r}")
     if not path.is_file():
@@ -70,6 +71,17 @@ def load_data(
                 message = f"expected a {name!r} of the same type as before, got {error}"
                 raise FileError(path, lines[row], message) from error
         raise ValueError(f"data file {path}: expected names of columns, got {error}") from error
+
+
+def _load_named(source: str, split: str) -> Dataset:
+    name, _, config = source.partition(":")
+    try:
+        return load_dataset(name, config or None, split=split)
+    except FileNotFoundError:
+        raise
+    except DatasetsError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"data set {source} cannot be read: {cause}") from error
 
 
 def _fit(values: list[Any]) -> bool:

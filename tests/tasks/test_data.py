@@ -47,6 +47,25 @@ def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
     assert len(load_data(f"{folder}:default", "test")) == 3
 
 
+@pytest.mark.parametrize(
+    ("suffix", "parts", "message"),
+    [
+        ("jsonl", ('{"a": "x"}\n', '{"b": "x"}\n'), "Couldn't cast .*column names don't match"),
+        ("csv", ("a,b\n1,2\n", "a,c\n1,2\n"), "Schema at index 1 was different: a: .* vs a: "),
+        ("jsonl", ('{"a": "x"}\n{"a"\n',), "JSON parse error: Missing a colon"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read(
+    tmp_path: Path, suffix: str, parts: tuple[str, ...], message: str
+) -> None:
+    for place, part in enumerate(parts):
+        (tmp_path / f"train-{place}.{suffix}").write_text(part)
+    with pytest.raises(ValueError, match=f"data set .* cannot be read: {message}") as caught:
+        load_data(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def read(path: Path, content: str | bytes) -> list[dict[str, Any]]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     rows: list[dict[str, Any]] = load_data(path).remove_columns(SOURCE).to_list()
