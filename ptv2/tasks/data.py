@@ -100,6 +100,13 @@ def example(data: Dataset, place: int) -> str:
     return f"example {place}"
 
 
+def _origin(data: Dataset) -> str:
+    """The file or the split that data is of, for the end of a message."""
+    if SOURCE in data.column_names and len(data):
+        return f" for {data[SOURCE][0].partition(' of ')[2]}"
+    return "" if data.split is None else f" for the split {data.split}"
+
+
 def check_columns(data: Dataset, **columns: str) -> None:
     """Raise a ValueError unless the data has every column, with a value in every row.
 
@@ -110,7 +117,8 @@ def check_columns(data: Dataset, **columns: str) -> None:
         if column not in data.column_names:
             names = ", ".join(name for name in data.column_names if name != SOURCE)
             raise ValueError(
-                f"{argument}: expected one of the data's columns, {names}, got {column!r}"
+                f"{argument}: expected one of the data's columns, {names}, "
+                f"got {column!r}{_origin(data)}"
             )
         for row, value in enumerate(data[column]):
             if value is None:
