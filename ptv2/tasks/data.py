@@ -24,13 +24,15 @@ def load_data(
     Args:
         source: a file in UTF-8, or what `datasets.load_dataset` takes, as `"name"` or
             `"name:config"`. A `.jsonl` file has an object a line; a `.json` file too, or one
-            array of objects. A `.csv` file has a header, commas, and quotes around cells that
-            need them; a `.tsv` file has a header and tabs, and its quotes are text.
+            array of objects, or all of SQuAD's v1.1 or v2 as published. A `.csv` file has a
+            header, commas, and quotes around cells that need them; a `.tsv` file has a header and
+            tabs, and its quotes are text.
         split: the split of a named dataset, if not the default; a file has none.
         default_split: the split of a named dataset if none is asked for.
 
     Returns:
-        The examples; those of a file have the column `SOURCE`, their file and line, for messages.
+        The examples; those of a file have the column `SOURCE`, their line or other place and the
+        file, for messages.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -51,7 +53,7 @@ def load_data(
     examples = read_file(path)
     if not examples:
         raise ValueError(f"data file {path}: expected at least one example, got none")
-    lines, rows = [line for line, _ in examples], [row for _, row in examples]
+    places, rows = [place for place, _ in examples], [row for _, row in examples]
     names = dict.fromkeys(column for row in rows for column in row)
     if SOURCE in names:
         raise ValueError(
@@ -60,7 +62,7 @@ def load_data(
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
         return Dataset.from_dict(
-            columns | {SOURCE: [f"line {line} of {path.name}" for line in lines]}
+            columns | {SOURCE: [f"{place} of {path.name}" for place in places]}
         )
     except (TypeError, ValueError, OverflowError) as error:
         for name, values in columns.items():
@@ -69,7 +71,7 @@ def load_data(
             )
             if row < len(values):
                 message = f"expected a {name!r} of the same type as before, got {error}"
-                raise FileError(path, lines[row], message) from error
+                raise FileError(path, places[row], message) from error
         raise ValueError(f"data file {path}: expected names of columns, got {error}") from error
 
 
