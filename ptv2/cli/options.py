@@ -53,7 +53,7 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
-DATA = "A .jsonl, .csv or .tsv file, or the NAME[:CONFIG] of a dataset."
+DATA = "A .jsonl, .json, .csv or .tsv file, or the NAME[:CONFIG] of a dataset."
 PromptDir = Annotated[Path, option("Directory of a saved prompt.")]
 Backbone = Annotated[str | None, option("Directory or name of the encoder, if not the prompt's.")]
 MaxLength = Annotated[

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .files import FileError, read_file
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SOURCE = "_source"
 """The column that says where in a file an example comes from."""
+_NO_LABEL = ("", "-1", "-100")
 
 
 def load_data(
@@ -22,26 +24,28 @@ def load_data(
     Args:
         source: a file in UTF-8, or what `datasets.load_dataset` takes, as `"name"` or
             `"name:config"`. A `.jsonl` file has an object a line; a `.json` file too, or one
-            array of objects. A `.csv` file has a header, commas, and quotes around cells that
-            need them; a `.tsv` file has a header and tabs, and its quotes are text.
+            array of objects, or all of SQuAD's v1.1 or v2 as published. A `.csv` file has a
+            header, commas, and quotes around cells that need them; a `.tsv` file has a header and
+            tabs, and its quotes are text.
         split: the split of a named dataset, if not the default; a file has none.
         default_split: the split of a named dataset if none is asked for.
 
     Returns:
-        The examples; those of a file have the column `SOURCE`, their file and line, for messages.
+        The examples; those of a file have the column `SOURCE`, their line or other place and the
+        file, for messages.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: a split of a file is asked for, or the file has another suffix, no example or
-            a line that cannot be read; the message names file and line.
+            a line that cannot be read; the message names file and line. Or a named dataset cannot
+            be read, as when its files have different columns.
     """
     path = Path(source)
     if path.suffix.lower() not in FILE_SUFFIXES:
         if path.is_file():
             suffixes = ", ".join(FILE_SUFFIXES)
             raise ValueError(f"data file {path}: expected one of {suffixes}, got {path.suffix!r}")
-        name, _, config = str(source).partition(":")
-        return load_dataset(name, config or None, split=split or default_split)
+        return _load_named(str(source), split or default_split)
     if split is not None:
         raise ValueError(f"split: file {path} has no splits, expected None, got {split!r}")
     if not path.is_file():
@@ -49,7 +53,7 @@ def load_data(
     examples = read_file(path)
     if not examples:
         raise ValueError(f"data file {path}: expected at least one example, got none")
-    lines, rows = [line for line, _ in examples], [row for _, row in examples]
+    places, rows = [place for place, _ in examples], [row for _, row in examples]
     names = dict.fromkeys(column for row in rows for column in row)
     if SOURCE in names:
         raise ValueError(
@@ -58,7 +62,7 @@ def load_data(
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
         return Dataset.from_dict(
-            columns | {SOURCE: [f"line {line} of {path.name}" for line in lines]}
+            columns | {SOURCE: [f"{place} of {path.name}" for place in places]}
         )
     except (TypeError, ValueError, OverflowError) as error:
         for name, values in columns.items():
@@ -67,8 +71,19 @@ def load_data(
             )
             if row < len(values):
                 message = f"expected a {name!r} of the same type as before, got {error}"
-                raise FileError(path, lines[row], message) from error
+                raise FileError(path, places[row], message) from error
         raise ValueError(f"data file {path}: expected names of columns, got {error}") from error
+
+
+def _load_named(source: str, split: str) -> Dataset:
+    name, _, config = source.partition(":")
+    try:
+        return load_dataset(name, config or None, split=split)
+    except FileNotFoundError:
+        raise
+    except DatasetsError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"data set {source} cannot be read: {cause}") from error
 
 
 def _fit(values: list[Any]) -> bool:
@@ -87,6 +102,13 @@ def example(data: Dataset, place: int) -> str:
     return f"example {place}"
 
 
+def _origin(data: Dataset) -> str:
+    """The file or the split that data is of, for the end of a message."""
+    if SOURCE in data.column_names and len(data):
+        return f" for {data[SOURCE][0].partition(' of ')[2]}"
+    return "" if data.split is None else f" for the split {data.split}"
+
+
 def check_columns(data: Dataset, **columns: str) -> None:
     """Raise a ValueError unless the data has every column, with a value in every row.
 
@@ -97,7 +119,8 @@ def check_columns(data: Dataset, **columns: str) -> None:
         if column not in data.column_names:
             names = ", ".join(name for name in data.column_names if name != SOURCE)
             raise ValueError(
-                f"{argument}: expected one of the data's columns, {names}, got {column!r}"
+                f"{argument}: expected one of the data's columns, {names}, "
+                f"got {column!r}{_origin(data)}"
             )
         for row, value in enumerate(data[column]):
             if value is None:
@@ -118,22 +141,31 @@ def texts_of(data: Dataset, argument: str, column: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def check_labels(data: Dataset, argument: str, labels: Iterable[Iterable[Any]]) -> None:
+def check_labels(
+    data: Dataset, argument: str, labels: Iterable[Iterable[Any]], names: Sequence[str] = ()
+) -> None:
     """Raise a ValueError that names the example unless every label is a name or an integer from 0.
 
-    What data without labels has instead, None, "", -1 or -100, is no label.
+    What data without labels has instead, None, "", -1 or -100, also as text, is no label.
 
     Args:
         argument: of the labels' column.
         labels: of each example.
+        names: of the task's labels, if they are known; one of them is a label whatever it is.
     """
     for row, values in enumerate(labels):
         for value in values:
-            if not (value >= 0 if isinstance(value, int) else isinstance(value, str) and value):
+            if not _is_label(value) and value not in names:
                 raise ValueError(
                     f"{argument}: expected names or integers from 0 as labels, "
                     f"got {value!r} in {example(data, row)}"
                 )
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() not in _NO_LABEL
+    return isinstance(value, int) and value >= 0
 
 
 def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ...]:

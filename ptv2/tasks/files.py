@@ -1,4 +1,4 @@
-"""Examples from JSON lines, JSON arrays and delimited text, each with the line it begins at."""
+"""Examples from JSON lines, JSON arrays, SQuAD's files and delimited text, each with its place."""
 
 import csv
 import json
@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-Example = tuple[int, dict[str, Any]]
-"""The line where an example begins, counted from 1, and its values by column."""
+Example = tuple[str, dict[str, Any]]
+"""The place of an example in its file, as the line where it begins, and its values by column."""
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SEPARATOR_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _LONGEST_CELL = 2**31 - 1
+_KINDS = {str: "a text", int: "an integer", list: "a list"}
 
 
 class FileError(ValueError):
-    """Says which line of a data file cannot be read, what was expected and what came."""
+    """Says which place of a data file, a line if it is a number, cannot be read and why."""
 
-    def __init__(self, path: Path, line: int, message: str) -> None:
-        super().__init__(f"data file {path}, line {line}: {message}")
+    def __init__(self, path: Path, place: int | str, message: str) -> None:
+        place = f"line {place}" if isinstance(place, int) else place
+        super().__init__(f"data file {path}, {place}: {message}")
 
 
 def read_file(path: Path) -> list[Example]:
@@ -37,6 +39,8 @@ def read_file(path: Path) -> list[Example]:
         text = "".join(_lines(path))
         if text.lstrip().startswith("["):
             return list(_read_array(path, text))
+        if text.lstrip().startswith("{") and (document := _document(path, text)):
+            return list(_read_squad(path, document))
     return list(_read_json_lines(path))
 
 
@@ -57,7 +61,7 @@ def _read_json_lines(path: Path) -> Iterator[Example]:
         if not line.strip():
             continue
         try:
-            yield number, _object(_DECODER.decode(line))
+            yield f"line {number}", _object(_DECODER.decode(line))
         except json.JSONDecodeError as error:
             got = f"{error.msg} at column {error.colno}"
             if line.lstrip().startswith("["):
@@ -83,11 +87,71 @@ def _read_array(path: Path, text: str) -> Iterator[Example]:
         line += text.count("\n", place, start)
         try:
             value, end = _DECODER.raw_decode(text, start)
-            yield line, _object(value)
+            yield f"line {line}", _object(value)
         except (ValueError, RecursionError) as error:
             raise FileError(path, line, f"expected a JSON object, got {error}") from error
         place = _after_space(text, end)
         line += text.count("\n", start, place)
+
+
+def _document(path: Path, text: str) -> dict[str, Any] | None:
+    """The object that is all of a file in SQuAD's form; None if the file has JSON lines."""
+    start = len(text) - len(text.lstrip())
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        got = f"{error.msg} at column {error.colno}"
+        raise FileError(path, error.lineno, f"expected a JSON object, got {got}") from error
+    except (ValueError, RecursionError) as error:
+        line = 1 + text.count("\n", 0, start)
+        raise FileError(path, line, f"expected a JSON object, got {error}") from error
+    is_squad = isinstance(value.get("data"), list) and not text[end:].strip()
+    return value if is_squad else None
+
+
+def _read_squad(path: Path, document: dict[str, Any]) -> Iterator[Example]:
+    """A row a question, whose columns are named as in the data set of that name."""
+    for of_article, article in _members(path, "", document, "data"):
+        for of_paragraph, paragraph in _members(path, of_article, article, "paragraphs"):
+            context = _member(path, of_paragraph, paragraph, "context", str)
+            for place, question in _members(path, of_paragraph, paragraph, "qas"):
+                row = {
+                    "id": question.get("id"),
+                    "title": article.get("title"),
+                    "context": context,
+                    "question": _member(path, place, question, "question", str),
+                }
+                if "answers" in question or question.get("is_impossible"):
+                    row["answers"] = _squad_answers(path, place, question)
+                yield place, row
+
+
+def _squad_answers(path: Path, place: str, question: dict[str, Any]) -> dict[str, list[Any]]:
+    answers = list(_members(path, place, {"answers": []} | question, "answers"))
+    if answers and question.get("is_impossible"):
+        raise FileError(path, place, "expected no answers to an impossible question, got some")
+    return {
+        name: [_member(path, of_answer, answer, name, kind) for of_answer, answer in answers]
+        for name, kind in (("text", str), ("answer_start", int))
+    }
+
+
+def _members(
+    path: Path, place: str, parent: dict[str, Any], name: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a list, each with its own place."""
+    for index, value in enumerate(_member(path, place, parent, name, list)):
+        own = f"{place}.{name}[{index}]".lstrip(".")
+        if not isinstance(value, dict):
+            raise FileError(path, own, f"expected a JSON object, got {type(value).__name__}")
+        yield own, value
+
+
+def _member(path: Path, place: str, parent: dict[str, Any], name: str, kind: type) -> Any:
+    value = parent.get(name)
+    if not isinstance(value, kind):
+        raise FileError(path, place, f"expected {_KINDS[kind]} as {name!r}, got {value!r:.40}")
+    return value
 
 
 def _after_space(text: str, place: int) -> int:
@@ -134,7 +198,7 @@ def _read_delimited(path: Path) -> Iterator[Example]:
             elif cells and len(cells) != len(names):
                 raise FileError(path, line, f"expected {len(names)} cells, got {len(cells)}")
             elif cells:
-                yield line, dict(zip(names, cells, strict=True))
+                yield f"line {line}", dict(zip(names, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
         raise FileError(path, line, f"expected delimited text, got {error}") from error

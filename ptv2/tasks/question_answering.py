@@ -15,6 +15,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..heads import IGNORED
 from .contexts import encode_contexts
 from .data import check_columns, example, texts_of
 from .squad import best_thresholds, squad_scores
@@ -81,7 +82,8 @@ class QuestionAnswering(Task):
         """Features, one a window of a context; see `encode_contexts`.
 
         An answer is trained in every window that holds all of it, on the tokens that it touches;
-        other windows point to their first token. Of several answers the first is trained.
+        other windows point to their first token. If no window holds all of it, none is trained:
+        their labels are -100. Of several answers the first is trained.
         """
         questions = texts_of(data, "question_column", self.question_column)
         contexts = texts_of(data, "context_column", self.context_column)
@@ -123,10 +125,12 @@ class QuestionAnswering(Task):
                     f"{self.answers_column}: expected an answer, but {where(place)} has none "
                     f"and the task's no_answer is False"
                 )
-            spans = [token_span(window, *answers[place][:1]) for window in group]
-            lost += bool(answers[place]) and not any(spans)
+            spans = token_spans(group, *answers[place][:1])
+            is_lost = bool(answers[place]) and not any(spans)
+            other = (IGNORED, IGNORED) if is_lost else (NO_ANSWER, NO_ANSWER)
             for window, span in zip(group, spans, strict=True):
-                window["start_positions"], window["end_positions"] = span or (NO_ANSWER,) * 2
+                window["start_positions"], window["end_positions"] = span or other
+            lost += is_lost
         if lost:
             logger.warning("%d answers are whole in no window: they are not trained", lost)
 
@@ -206,22 +210,32 @@ class QuestionAnswering(Task):
         return self.score([{"answer": commonest}] * len(references), references)
 
 
-def token_span(window: Feature, answer: tuple[int, str] | None = None) -> tuple[int, int] | None:
-    """The first and the last token that an answer touches; None if it is not all in the window.
+def token_spans(
+    windows: Sequence[Feature], answer: tuple[int, str] | None = None
+) -> list[tuple[int, int] | None]:
+    """The first and the last token that an answer touches in each window, None if it lacks some.
+
+    What the tokenizer drops at an answer's ends, as spaces and combining accents, touches none.
 
     Args:
+        windows: all of a context.
         answer: its first character in the context, and its text.
     """
-    places, starts, ends = _candidates(window)
-    if answer is None or not len(places):
-        return None
-    start, text = answer
-    first, last = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
-    if first < starts[0] or last > ends[-1]:
-        return None
-    left = np.searchsorted(ends, first, side="right")
-    right = np.searchsorted(starts, last, side="left") - 1
-    return (int(places[left]), int(places[right])) if left <= right else None
+    if answer is None:
+        return [None] * len(windows)
+    start, end = answer[0], answer[0] + len(answer[1])
+    touched = []
+    for places, starts, ends in map(_candidates, windows):
+        inside = (starts < end) & (ends > start)
+        touched.append((places[inside], starts[inside], ends[inside]))
+    first = min((starts[0] for _, starts, _ in touched if len(starts)), default=0)
+    last = max((ends[-1] for _, _, ends in touched if len(ends)), default=0)
+    return [
+        (int(places[0]), int(places[-1]))
+        if len(places) and starts[0] == first and ends[-1] == last
+        else None
+        for places, starts, ends in touched
+    ]
 
 
 def _candidates(window: Feature) -> tuple[Indices, Indices, Indices]:

@@ -19,6 +19,9 @@ from .task import Answer, Feature, Task, rows_of
 from .tokens import encode
 
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+_MISSING_NUMBER = re.compile(
+    r"\s*([+-]?(nan|inf|infinity)|#?n/a|na|<na>|null|none)?\s*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class SequenceClassification(Task):
 
     The labels show which kind it is: names or integers are classes; lists of them, also empty
     ones, are several labels a text; numbers that are floating-point or, in text as of CSV files,
-    have a fraction in one example at least are a regression. One label that is given when the
-    task is made makes it a regression too.
+    have a fraction in one example at least are a regression, in which no number may be missing.
+    One label that is given when the task is made makes it a regression too.
 
     Args:
         text_column, text_pair_column, label_column: where the data keeps its fields.
@@ -63,8 +66,10 @@ class SequenceClassification(Task):
             for part in parts:
                 self.targets(part)
             return self
-        if not self.multi_label and _are_numbers(values):
-            return replace(self, labels=(self.label_column,))
+        if not self.multi_label and any(_has_fraction(value) for value in values):
+            self._refuse_missing_numbers(*parts)
+            if all(_as_number(value) is not None for value in values):
+                return replace(self, labels=(self.label_column,))
         multi_label = self.multi_label or all(isinstance(value, list) for value in values)
         task = replace(self, multi_label=multi_label)
         names = [name for part in parts for row in task._names(part) for name in row]
@@ -108,7 +113,7 @@ class SequenceClassification(Task):
                     f"{self.label_column}: expected a list of labels, got {row!r} in "
                     f"{example(data, place)}"
                 )
-        check_labels(data, "label_column", rows)
+        check_labels(data, "label_column", rows, self.labels)
         for place, row in enumerate(rows):
             if len(set(row)) < len(row):
                 raise ValueError(
@@ -116,6 +121,16 @@ class SequenceClassification(Task):
                     f"each, got {row!r} in {example(data, place)}"
                 )
         return rows
+
+    def _refuse_missing_numbers(self, *parts: Dataset) -> None:
+        """Raise a ValueError for text that says a number is missing or infinite."""
+        for part in parts:
+            for place, value in enumerate(part[self.label_column]):
+                if _is_missing_number(value):
+                    raise ValueError(
+                        f"{self.label_column}: expected a finite number in {example(part, place)} "
+                        f"beside labels with a fraction, got {value!r}"
+                    )
 
     def _class_label(self, data: Dataset) -> Any:
         feature = data.features[self.label_column]
@@ -219,13 +234,20 @@ def _as_number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) else None
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether labels are of a regression: numbers, of which not all are integers."""
-    numbers = [_as_number(value) for value in values]
-    return None not in numbers and any(
-        isinstance(value, float) or (isinstance(value, str) and not float(value).is_integer())
-        for value in values
-    )
+def _has_fraction(value: Any) -> bool:
+    """Whether a label is a floating-point number, or text of one that is no integer."""
+    if isinstance(value, str):
+        number = _as_number(value)
+        return number is not None and not number.is_integer()
+    return isinstance(value, float)
+
+
+def _is_missing_number(value: Any) -> bool:
+    """Whether a label is text of a number that is missing, infinite or too large."""
+    if not isinstance(value, str):
+        return False
+    too_large = _NUMBER.fullmatch(value) and _as_number(value) is None
+    return bool(too_large or _MISSING_NUMBER.fullmatch(value))
 
 
 def _number(value: Any, column: str, where: str) -> float:

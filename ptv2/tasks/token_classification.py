@@ -126,7 +126,7 @@ class TokenClassification(Task):
 
     def _tags(self, data: Dataset) -> list[list[Any]]:
         tags = _rows(data, "tags_column", self.tags_column)
-        check_labels(data, "tags_column", tags)
+        check_labels(data, "tags_column", tags, self.labels)
         return tags
 
     def _tag_ids(self, data: Dataset) -> list[list[int]]:

@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
-from ptv2.tasks.data import (
-    SOURCE,
-    check_columns,
-    check_labels,
-    label_ids,
-    label_names,
-)
+from ptv2.tasks.data import SOURCE, check_columns, check_labels
 from tests.encoder import examples, write_csv, write_jsonl
 
 
@@ -44,7 +37,29 @@ def test_a_dataset_by_name_with_its_split(tmp_path: Path) -> None:
     write_jsonl(folder / "train.jsonl", examples(4))
     write_jsonl(folder / "test.jsonl", examples(3))
     assert len(load_data(folder, "train")) == 4
-    assert len(load_data(f"{folder}:default", "test")) == 3
+    test = load_data(f"{folder}:default", "test")
+    assert len(test) == 3
+    with pytest.raises(ValueError, match=r"label_column: .* got 'c' for the split test$"):
+        check_columns(test, label_column="c")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "parts", "message"),
+    [
+        ("jsonl", ('{"a": "x"}\n', '{"b": "x"}\n'), "Couldn't cast .*column names don't match"),
+        ("csv", ("a,b\n1,2\n", "a,c\n1,2\n"), "Schema at index 1 was different: a: .* vs a: "),
+        ("jsonl", ('{"a": "x"}\n{"a"\n',), "JSON parse error: Missing a colon"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read(
+    tmp_path: Path, suffix: str, parts: tuple[str, ...], message: str
+) -> None:
+    for place, part in enumerate(parts):
+        (tmp_path / f"train-{place}.{suffix}").write_text(part)
+    with pytest.raises(ValueError, match=f"data set .* cannot be read: {message}") as caught:
+        load_data(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def read(path: Path, content: str | bytes) -> list[dict[str, Any]]:
@@ -168,8 +183,11 @@ def test_faults_in_the_content_name_the_line(tmp_path: Path, name: str, content:
         check_columns(data, a_column="a")
     with pytest.raises(ValueError, match=r"a_column: example 0 \(line 3 of .*\) has no 'a'"):
         check_columns(data.select([1, 2]), a_column="a")
-    with pytest.raises(ValueError, match=r"expected one of the data's columns, a(, b)?, got 'c'"):
+    message = rf"expected one of the data's columns, a(, b)?, got 'c' for {name}"
+    with pytest.raises(ValueError, match=message):
         check_columns(data, a_column="c")
+    with pytest.raises(ValueError, match=r"columns, a(, b)?, got 'c'$"):
+        check_columns(data.remove_columns(SOURCE), a_column="c")
 
 
 def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
@@ -178,17 +196,6 @@ def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
     assert data[SOURCE][:] == [f"line {line} of a.csv" for line in (3, 7, 8, 10)]
     with pytest.raises(ValueError, match=r"got '' in example 3 \(line 10 of a\.csv\)"):
         check_labels(data, "label_column", zip(data["b"], strict=True))
-
-
-def test_labels_that_mark_unlabelled_data() -> None:
-    for values in ([0, -1], [1, -100], ["x", ""], [0.5, 0.5]):
-        data = Dataset.from_dict({"label": values})
-        with pytest.raises(
-            ValueError, match=f"label_column: .* got {values[1]!r} in example [01]"
-        ):
-            check_labels(data, "label_column", zip(values, strict=True))
-    with pytest.raises(ValueError, match="labels: expected names or integers from 0, got a neg"):
-        label_names([0, -1])
 
 
 def test_messages_name_the_line_also_after_shuffling(tmp_path: Path) -> None:
@@ -208,46 +215,7 @@ def test_missing_file(tmp_path: Path) -> None:
         load_data(tmp_path / "none.jsonl")
 
 
-def test_labels_are_sorted_and_class_labels_keep_their_order() -> None:
-    assert label_names(["b", "a", "b"]) == ("a", "b")
-    assert label_names([10, 9, 10]) == ("9", "10")
-    assert label_names([0, 1], ClassLabel(names=["no", "yes", "maybe"])) == ("no", "yes", "maybe")
-    with pytest.raises(ValueError, match="labels: expected names or integers, got floating"):
-        label_names([0.5])
-    for missing in (None, ""):
-        with pytest.raises(ValueError, match="labels: expected a label for every example and wo"):
-            label_names(["a", missing])
-    with pytest.raises(ValueError, match="labels: expected names or integers, got lists"):
-        label_names([["a"], ["b"]])
-
-
-def test_a_class_label_out_of_range_is_no_label() -> None:
-    class_label = ClassLabel(names=["no", "yes"])
-    for value in (2, -1):
-        with pytest.raises(ValueError, match="label: expected one of the task's labels, no, yes"):
-            label_ids([0, value], ("no", "yes"), "label", class_label)
-
-
-def test_class_labels_become_the_ids_of_their_names(tmp_path: Path) -> None:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "a"])})
-    data = Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features=features)
-    data.save_to_disk(tmp_path / "data")
-    data = load_from_disk(tmp_path / "data")
-    task = SequenceClassification(None).fit_labels(data)  # type: ignore[arg-type]
-    assert task.labels == ("z", "a")
-
-
 def test_kinds() -> None:
     assert isinstance(make_task("token-classification", None), TokenClassification)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="task: expected one of sequence-classification, token-"):
         make_task("tagging", None)  # type: ignore[arg-type]
-
-
-def test_no_label_is_no_name() -> None:
-    """None is not the label "None", nor is what a `ClassLabel` has no name for."""
-    names = ("None", "some")
-    with pytest.raises(ValueError, match=r"label: expected one of .* got None"):
-        label_ids(["some", None], names, "label")
-    with pytest.raises(ValueError, match=r"label: expected one of .* got -1"):
-        label_ids([1, -1], names, "label", ClassLabel(names=list(names)))
-    assert label_names([1, "1", "0"]) == ("0", "1")

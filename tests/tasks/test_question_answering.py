@@ -115,7 +115,7 @@ def test_an_answer_that_no_window_holds_is_said(
     task = QuestionAnswering(tokenizer, max_length=7)
     with caplog.at_level(logging.WARNING):
         features = task.prepare(data(example("in", CONTEXT, "film in Rome, walkings")))
-    assert set(features["start_positions"]) == set(features["end_positions"]) == {0}
+    assert set(features["start_positions"]) == set(features["end_positions"]) == {-100}
     assert caplog.messages == ["1 answers are whole in no window: they are not trained"]
 
 

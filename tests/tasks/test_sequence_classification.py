@@ -1,6 +1,7 @@
 """Texts and pairs to features; logits to labels; scores."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
-from ptv2.tasks import Collator, SequenceClassification
+from ptv2.tasks import Collator, SequenceClassification, load_data
+from tests.encoder import write_csv
 
 DATA = Dataset.from_dict(
     {"text": ["a film", "a great film"], "other": ["fine", "dull"], "label": ["y", "x"]}
@@ -122,7 +124,7 @@ def test_a_number_is_finite(tokenizer: PreTrainedTokenizerBase, value: float) ->
         ([["4.75", "3"], [1.5]], True),
         ([["1.0", "2.0"]], False),
         ([["1", "2"], [1, 2]], False),
-        ([["nan", "0.5"]], False),
+        ([["nan", "5"]], False),
         ([["1.5", "two"]], False),
         ([["1_0.5", "2"]], False),
         ([[True, False]], False),
@@ -138,6 +140,28 @@ def test_which_labels_are_numbers(
         assert task.references(data[0]) == [float(value) for value in parts[0]]
     else:
         assert task.labels == tuple(sorted({str(value) for part in parts for value in part}))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["nan", "-NaN", "inf", " -Infinity", "1e400", "N/A", "#N/A", "NA", "null", "None", ""],
+)
+def test_no_number_is_missing_in_a_regression(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, missing: str
+) -> None:
+    rows = [{"text": str(number), "label": number} for number in (0.5, 1.5, 2)]
+    whole = load_data(write_csv(tmp_path / "whole.csv", rows))
+    rows[1]["label"] = missing
+    part = load_data(write_csv(tmp_path / "part.csv", rows))
+    for data in ([part], [whole, part]):
+        message = (
+            rf"label: expected a finite number in .*\(line 3 of part\.csv\).*, got {missing!r}"
+        )
+        with pytest.raises(ValueError, match=message):
+            SequenceClassification(tokenizer).fit_labels(*data)
+    chosen = SequenceClassification(tokenizer, labels=("0.5", "1.5", "nan"))
+    data = Dataset.from_dict({"label": ["nan", "0.5"]})
+    assert chosen.fit_labels(data).references(data) == ["nan", "0.5"]
 
 
 def test_correlations_are_numbers(tokenizer: PreTrainedTokenizerBase) -> None:
