@@ -163,10 +163,6 @@ def _check_run(run: Run) -> None:
         raise ValueError("precision: a sweep scales no losses, expected fp32 or bf16, got fp16")
     if run.train.compile:
         raise ValueError("compile: a sweep's forward is not compiled, expected False, got True")
-    if run.train.scheduler == "reduce_lr_on_plateau":
-        raise ValueError(
-            "scheduler: expected one by the number of steps, got 'reduce_lr_on_plateau'"
-        )
     for part, data in zip(("training", "validation"), run.data, strict=True):
         if not len(data):
             raise ValueError(f"data: expected {part} examples for {run.name!r}, got none")
