@@ -177,7 +177,7 @@ def test_help() -> None:
         ((*SENTIMENT, "--layers", "x"), "layers: expected numbers such as 0,1,5, got 'x'"),
         ((*SENTIMENT, "--layers", "7"), "layers: expected numbers below 2"),
         ((*SENTIMENT, "--pooling", "max"), "pooling: expected one of mean, first, last, got"),
-        ((*SENTIMENT, "--epochs", "0"), "epochs: expected a positive number, got 0"),
+        ((*SENTIMENT, "--epochs", "0"), "epochs: expected an int of at least 1, got 0"),
         ((*SENTIMENT, "--name", "a b"), "name: expected letters, digits, "),
         ((*SENTIMENT, "--max-length", "0"), "max_length: expected at least 3"),
         ((*SENTIMENT, "--scheduler", "zigzag"), "scheduler: expected one of"),

@@ -45,7 +45,7 @@ def test_grids() -> None:
         ({"seed": ()}, r"seed: expected a list of distinct values, got \(\)"),
         ({"seed": (1, 1)}, r"seed: expected a list of distinct values, got \(1, 1\)"),
         ({"scheduler": "linear"}, "scheduler: expected a list of distinct values, got 'linear'"),
-        ({"epochs": (1, 0)}, "epochs: expected a positive number, got 0"),
+        ({"epochs": (1, 0)}, "epochs: expected an int of at least 1, got 0"),
     ],
 )
 def test_grids_that_are_none(axes: dict[str, Any], message: str) -> None:
