@@ -323,6 +323,15 @@ def test_a_sweep_of_repeated_options(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "run" / "prompt.safetensors").exists()
 
 
+def test_a_sweep_over_layers(work: Path, tmp_path: Path) -> None:
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    layers = ("--layers", "0", "--layers", "0,1", "--prompt-length", 3)
+    result = ptv2(*sweeping(work, *SENTIMENT, *data, *layers, "--output", tmp_path / "sweep"))
+    assert result.exit_code == 0, result.output
+    for name, expected in (("layers-0", (0,)), ("layers-0-1", (0, 1))):
+        assert read_asset(tmp_path / "sweep" / name).config.layers == expected
+
+
 def test_a_sweep_by_plan(work: Path, tmp_path: Path) -> None:
     data = f"train = '{work / 'train.jsonl'}'\nvalidation = '{work / 'dev.jsonl'}'\nepochs = 1\n"
     plan = tmp_path / "plan.toml"
@@ -370,7 +379,18 @@ def test_a_sweep_by_plan(work: Path, tmp_path: Path) -> None:
         (f"[a]\ntask = 'token-classification'\n{data}seed = []", "seed: expected a list of dist"),
         (
             f"[a]\ntask = 'token-classification'\n{data}batch_size = 'x'",
+            "batch_size: expected an int of at least 1, got 'x'",
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}max_length = 'x'",
             "plan: a: a setting has a wrong type: ",
+        ),
+        *(
+            (
+                f"[a]\ntask = 'token-classification'\n{data}{field} = 3",
+                f"plan: a: expected {field}, a text, got 3",
+            )
+            for field in ("start_from", "shared", "train_split", "validation_split")
         ),
         ("mood = 1", "plan: expected tables such as [mood], got mood = 1"),
         ("mood", f"plan: {plan} is not TOML: "),
@@ -389,6 +409,9 @@ def test_sweeps_that_are_refused(work: Path, tmp_path: Path) -> None:
     data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
     message = fails(*sweeping(work, *CITIES, *data, *output, "--text-column", "text"))
     assert message == "text_column: token-classification has no such option, expected none"
+    rates = ("--learning-rate", "nan", "--learning-rate", 1e-2)
+    message = fails(*sweeping(work, *CITIES, *data, *output, *rates))
+    assert message == "learning_rate: expected a finite number above 0, got nan"
     assert not (tmp_path / "sweep").exists()
 
 

@@ -103,14 +103,14 @@ def _task_of(predictor: Predictor, entry: Mapping[str, Any]) -> Task:
 
 def _is_axis(name: str, value: Any) -> bool:
     if name == "layers" and isinstance(value, list):  # itself a list
-        return bool(value) and isinstance(value[0], list)
+        return bool(value) and isinstance(value[0], (list, tuple))
     return isinstance(value, list)
 
 
 def _check_fields(name: str, entry: Mapping[str, Any]) -> None:
     where = f"plan: {name or 'settings'}"
-    for field in _REQUIRED:
-        if not isinstance(entry.get(field), str):
+    for field in _OF_RUN:
+        if not isinstance(entry.get(field), str) and (field in entry or field in _REQUIRED):
             raise ValueError(f"{where}: expected {field}, a text, got {entry.get(field)!r}")
     if entry["task"] not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {entry['task']!r}")

@@ -91,13 +91,16 @@ def grid(
             raise ValueError(f"axes: expected some of {', '.join(sorted(known))}, got {name!r}")
         if isinstance(values, str) or not values or any(values.count(v) > 1 for v in values):
             raise ValueError(f"{name}: expected a list of distinct values, got {values!r}")
-    found = {}
+    found: dict[str, tuple[PromptConfig, TrainConfig]] = {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        name = "-".join(_setting_name(*setting) for setting in chosen.items())
         own = {key: value for key, value in chosen.items() if key in PROMPT_SETTINGS}
         rest = {key: value for key, value in chosen.items() if key in TRAIN_SETTINGS}
-        found[name] = (replace(prompt, **own), replace(train, **rest))
+        configs = replace(prompt, **own), replace(train, **rest)
+        name = "-".join(_setting_name(*setting) for setting in chosen.items())
+        if name in found:
+            raise ValueError(f"axes: expected values that differ, got {name!r} twice")
+        found[name] = configs
     return found
 
 
