@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .batches import token_counts
+from .batches import Batches, token_counts
 from .tasks import Collator, Task
 from .tasks.task import Feature
 from .train_config import TrainConfig
@@ -98,9 +98,13 @@ def plan(
     Returns:
         `step` (StepMemory) of `batch` examples of `longest` tokens, and `largest`, the most
         examples of that length that fit (None if not asked for).
+
+    Raises:
+        ValueError: an example is longer than the token budget.
     """
     features = list(features)
     counts = token_counts(task, features, config.packing)
+    Batches(counts, config.batch_size, config.token_budget)  # as training checks them
     longest = max(range(len(features)), key=counts.__getitem__)
     collator = Collator(task, config.packing)
 
@@ -110,7 +114,7 @@ def plan(
 
     batch = config.batch_size
     if config.token_budget is not None:
-        batch = max(1, config.token_budget // counts[longest])
+        batch = config.token_budget // counts[longest]
     fits = None if available is None else largest(lambda n: step(n).total <= available)
     return {"step": step(batch), "batch": batch, "longest": counts[longest], "largest": fits}
 
@@ -156,9 +160,9 @@ def parse_bytes(text: str) -> int:
         if found is None:
             raise ValueError
         number, unit, binary = float(found[1]), found[2].upper(), found[3]
-    except ValueError:
+        return int(number * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
+    except (ValueError, OverflowError):
         raise ValueError(f"memory: expected a size such as 8GB, got {text!r}") from None
-    return int(number * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
 
 
 def device_memory(device: torch.device) -> int | None:

@@ -5,10 +5,21 @@ from functools import partial
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 EXPONENTIAL, DECAY = "exponential", 0.95
-SCHEDULES = (*SchedulerType, EXPONENTIAL)
+CONSTANT = "constant"
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    CONSTANT,
+    "constant_with_warmup",
+    "inverse_sqrt",
+    EXPONENTIAL,
+)
+"""Those that depend on the number of steps alone."""
 
 
 def make_schedule(
@@ -19,10 +30,12 @@ def make_schedule(
     The latter is that of the official code for tags and questions.
 
     Args:
+        name: one of `SCHEDULES`.
         steps: of all epochs.
-        warmup_ratio: the share of the steps over which the rate rises.
+        warmup_ratio: the share of the steps over which the rate rises, from 0; at least one step
+            is left to the peak.
     """
-    warmup_steps = math.ceil(steps * warmup_ratio)
+    warmup_steps = min(math.ceil(steps * warmup_ratio), steps - 1)
     if name == EXPONENTIAL:
         return LambdaLR(optimizer, partial(_decayed, steps // epochs, warmup_steps))
     schedule: LRScheduler = get_scheduler(

@@ -60,8 +60,11 @@ def train(
     Raises:
         FileExistsError: the directory is not empty, and neither resume nor overwrite is given.
         FileNotFoundError: there is no run to resume.
-        ValueError: the data does not fit the task, or the run to resume has other settings.
+        ValueError: the data does not fit the task, the run to resume has other settings, or it is
+            to be both resumed and overwritten.
     """
+    if resume and overwrite:
+        raise ValueError("overwrite: expected either resume or overwrite, got both")
     config = config or TrainConfig()
     for field in ("labels", *task.prompt_fields):
         expected, got = getattr(model.tasks[name], field), getattr(task, field)

@@ -234,7 +234,7 @@ def test_help() -> None:
         ((*SENTIMENT, "--layers", "x"), "layers: expected numbers such as 0,1,5, got 'x'"),
         ((*SENTIMENT, "--layers", "7"), "layers: expected numbers below 2"),
         ((*SENTIMENT, "--pooling", "max"), "pooling: expected one of mean, first, last, got"),
-        ((*SENTIMENT, "--epochs", "0"), "epochs: expected a positive number, got 0"),
+        ((*SENTIMENT, "--epochs", "0"), "epochs: expected an int of at least 1, got 0"),
         ((*SENTIMENT, "--name", "a b"), "name: expected letters, digits, "),
         ((*SENTIMENT, "--max-length", "0"), "max_length: expected at least 3"),
         ((*SENTIMENT, "--scheduler", "zigzag"), "scheduler: expected one of"),
@@ -355,6 +355,45 @@ def test_an_unknown_backbone(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--network-size", 7), "network_size: expected parametrization mlp or lstm with it, got"),
+        (
+            ("--resume", "--overwrite"),
+            "overwrite: expected either --resume or --overwrite, got bo",
+        ),
+        (("--dry-run", "--resume"), "resume: a dry run trains nothing, expected none with --dry"),
+        (("--dry-run", "--overwrite"), "overwrite: a dry run trains nothing, expected none with"),
+        (("--dry-run", "--save-steps", 2), "save_steps: a dry run trains nothing, expected none"),
+        (("--dry-run", "--memory", ""), "memory: expected a size such as 8GB, got ''"),
+        (("--dry-run", "--token-budget", 5), "token_budget: expected at least the longest exampl"),
+        (("--scheduler", "constant", "--warmup-ratio", 0.5), "warmup_ratio: the scheduler 'const"),
+        (("--init-std", 1, "--start-from-text", "a film"), "init_std: the prompt starts with oth"),
+        (
+            ("--depth", "input", "--prompt-length", 64),
+            "prompt_length: expected at most 29, which leaves 3 of the backbone's 32 positions to "
+            "a text, got 64",
+        ),
+        (("--position-offset", 30), "position_offset: expected at most 29, which leaves 3 of the"),
+    ],
+)
+def test_a_training_option_that_nothing_reads(
+    work: Path, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    output = ("--output", tmp_path / "run")
+    assert fails(*training(work, *SENTIMENT, *SHORT, *output, *options)).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spread_is_for_rows_that_a_saved_prompt_lacks(work: Path, tmp_path: Path) -> None:
+    start = ("--start-from", work / "sentiment", "--init-std", 0.5, "--output", tmp_path / "run")
+    message = fails(*training(work, *SENTIMENT, *SHORT, *start))
+    assert message == "init_std: the prompt starts with other values already, expected none"
+    longer = ("--prompt-length", 5, "--epochs", 1)
+    assert ptv2(*training(work, *SENTIMENT, *start, *longer)).exit_code == 0
+
+
 def sweeping(work: Path, *extra: object) -> list[object]:
     return ["sweep", "--backbone", work / "encoder", "--epochs", 1, *extra]
 
@@ -378,6 +417,37 @@ def test_a_sweep_of_repeated_options(work: Path, tmp_path: Path) -> None:
     one = ptv2(*sweeping(work, *SENTIMENT, *data, "--output", tmp_path / "one"))
     assert one.exit_code == 0, one.output
     assert (tmp_path / "one" / "run" / "prompt.safetensors").exists()
+
+
+def test_a_sweep_over_layers(work: Path, tmp_path: Path) -> None:
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    layers = ("--layers", "0", "--layers", "0,1", "--prompt-length", 3)
+    result = ptv2(*sweeping(work, *SENTIMENT, *data, *layers, "--output", tmp_path / "sweep"))
+    assert result.exit_code == 0, result.output
+    for name, expected in (("layers-0", (0,)), ("layers-0-1", (0, 1))):
+        assert read_asset(tmp_path / "sweep" / name).config.layers == expected
+
+
+def test_settings_reach_the_runs_of_a_sweep(work: Path, tmp_path: Path) -> None:
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    options = (
+        "--parametrization", "mlp", "--network-size", 6, "--network-size", 8, "--prompt-length", 3,
+        "--prompt-dropout", 0.2, "--head-dropout", 0.3, "--head-activation", "gelu", "--pooling",
+        "last", "--position-offset", 2, "--no-token-types", "--token-budget", 60,
+        "--checkpointing", "layers", "--scheduler", "polynomial", "--weight-decay", 0.1,
+    )  # fmt: skip
+    result = ptv2(*sweeping(work, *SENTIMENT, *data, *options, "--output", tmp_path / "sweep"))
+    assert result.exit_code == 0, result.output
+    for size in (6, 8):
+        run = json.loads((tmp_path / f"sweep/network-size{size}/run_config.json").read_text())
+        prompt = {
+            "parametrization": "mlp", "network_size": size, "prompt_dropout": 0.2,
+            "head_dropout": 0.3, "head_activation": "gelu", "pooling": "last",
+            "position_offset": 2, "token_types": False,
+        }  # fmt: skip
+        train = {"token_budget": 60, "checkpointing": "layers", "scheduler": "polynomial"}
+        assert prompt.items() <= run["prompt"].items()
+        assert train.items() <= run["train"].items()
 
 
 def test_a_sweep_by_plan(work: Path, tmp_path: Path) -> None:
@@ -427,7 +497,36 @@ def test_a_sweep_by_plan(work: Path, tmp_path: Path) -> None:
         (f"[a]\ntask = 'token-classification'\n{data}seed = []", "seed: expected a list of dist"),
         (
             f"[a]\ntask = 'token-classification'\n{data}batch_size = 'x'",
+            "batch_size: expected an int of at least 1, got 'x'",
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}max_length = 'x'",
             "plan: a: a setting has a wrong type: ",
+        ),
+        *(
+            (
+                f"[a]\ntask = 'token-classification'\n{data}{field} = 3",
+                f"plan: a: expected {field}, a text, got 3",
+            )
+            for field in ("start_from", "shared", "train_split", "validation_split")
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}network_size = [6, 8]",
+            "network_size: expected parametrization mlp or lstm with it, got direct",
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}network_size = [6, 8]\n"
+            "parametrization = ['mlp', 'direct']",
+            "network_size: expected parametrization mlp or lstm with it, got direct",
+        ),
+        (
+            f"[a]\ntask = 'sequence-classification'\n{data}init_std = [1.0, 2.0]\n"
+            f"prompt_length = 4\nstart_from = '{work / 'sentiment'}'",
+            "init_std: the prompt starts with other values already, expected none",
+        ),
+        (
+            f"[a]\ntask = 'token-classification'\n{data}position_offset = [0, 30]",
+            "position_offset: expected at most 29, which leaves 3 of",
         ),
         ("mood = 1", "plan: expected tables such as [mood], got mood = 1"),
         ("mood", f"plan: {plan} is not TOML: "),
@@ -446,6 +545,13 @@ def test_sweeps_that_are_refused(work: Path, tmp_path: Path) -> None:
     data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
     message = fails(*sweeping(work, *CITIES, *data, *output, "--text-column", "text"))
     assert message == "text_column: token-classification has no such option, expected none"
+    rates = ("--learning-rate", "nan", "--learning-rate", 1e-2)
+    message = fails(*sweeping(work, *CITIES, *data, *output, *rates))
+    assert message == "learning_rate: expected a finite number above 0, got nan"
+    message = fails(*sweeping(work, *CITIES, *data, *output, "--resume", "--overwrite"))
+    assert message == "overwrite: expected either resume or overwrite, got both"
+    message = fails(*sweeping(work, *CITIES, *data, *output, "--network-size", 7))
+    assert message == "network_size: expected parametrization mlp or lstm with it, got direct"
     assert not (tmp_path / "sweep").exists()
 
 

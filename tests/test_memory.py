@@ -126,6 +126,10 @@ def test_the_largest_batch_fits_and_the_next_does_not(predictor: Predictor) -> N
     assert plan(module, task, FEATURES, TrainConfig(), available=10)["largest"] == 0
     budget = plan(module, task, FEATURES, TrainConfig(token_budget=100, packing=True))
     assert (budget["batch"], budget["largest"]) == (5, None)
+    with pytest.raises(
+        ValueError, match="token_budget: expected at least the longest example's 17"
+    ):
+        plan(module, task, FEATURES, TrainConfig(token_budget=16))
 
 
 def test_largest() -> None:
@@ -138,6 +142,6 @@ def test_sizes() -> None:
     assert [parse_bytes(text) for text in ("8GB", "1.5 MB", "2GiB", "7", "1k")] == [
         8 * 10**9, 1_500_000, 2 * 2**30, 7, 1000,
     ]  # fmt: skip
-    for text in ("", "GB", "8XB", "1.2.3GB"):
+    for text in ("", "GB", "8XB", "1.2.3GB", "9" * 400):
         with pytest.raises(ValueError, match="memory: expected a size such as 8GB, got"):
             parse_bytes(text)

@@ -1,17 +1,14 @@
-"""The official hyper-parameters, and the schedule that some of them name."""
+"""The official hyper-parameters."""
 
 import inspect
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import get_scheduler
 from typer.testing import CliRunner
 
 from ptv2 import PromptConfig
 from ptv2.cli import app, train
 from ptv2.recipes import recipe, recipe_names
-from ptv2.schedules import make_schedule
 from ptv2.tasks import TASKS
 from ptv2.train_config import TrainConfig
 
@@ -40,15 +37,6 @@ def test_values_of_the_official_scripts():
     assert (squad["prompt_dropout"], squad["scheduler"]) == (0.2, "exponential")
 
 
-def rates(schedule, optimizer, steps):
-    found = []
-    for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return found
-
-
 def test_classifiers_see_the_first_token_and_the_command_takes_it(seen, minilm_path, tmp_path):
     assert {recipe(name)["pooling"] for name in recipe_names() if "pooling" in recipe(name)} == {
         "first"
@@ -59,23 +47,6 @@ def test_classifiers_see_the_first_token_and_the_command_takes_it(seen, minilm_p
     command += ["--train", str(data), "--validation", str(data), "--output", str(tmp_path / "x")]
     assert CliRunner().invoke(app, command).stderr.endswith("error: far enough\n")
     assert (seen.prompt["task"], seen.prompt["pooling"]) == ("multiple-choice", "first")
-
-
-def test_exponential_schedule():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule = make_schedule("exponential", optimizer, 12, 3, 0.0)
-    expected = [0.95**epoch for epoch in range(3) for _ in range(4)]
-    assert rates(schedule, optimizer, 12) == pytest.approx(expected)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule = make_schedule("exponential", optimizer, 12, 3, 0.1)
-    assert rates(schedule, optimizer, 5) == pytest.approx([0, 0.5, 1, 1, 0.95])
-
-
-def test_other_schedules_are_those_of_transformers():
-    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0) for _ in range(2)]
-    own = make_schedule("cosine", optimizers[0], 20, 4, 0.06)
-    theirs = get_scheduler("cosine", optimizers[1], num_warmup_steps=2, num_training_steps=20)
-    assert rates(own, optimizers[0], 20) == rates(theirs, optimizers[1], 20)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from ..predictor import Predictor
 from ..processes import is_main
 from ..recipes import recipe as read_recipe
 from ..report import print_fields, print_scores
+from ..schedules import SCHEDULES
+from ..sweep.settings import UNREAD, reads, require_room
 from ..tasks import TASKS, load_data, make_task
 from ..train_config import TrainConfig
 from ..training import prepare_module
@@ -42,9 +44,29 @@ def _use_recipe(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
+def _given(context: typer.Context) -> set[str]:
+    """The options on the command line itself, without those of a recipe."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, x in sources.items() if x is not None and x.name == "COMMANDLINE"}
+
+
+def _check_given(given: set[str]) -> None:
+    """Raise a ValueError for options of which one makes another useless."""
+    if {"resume", "overwrite"} <= given:
+        raise ValueError("overwrite: expected either --resume or --overwrite, got both")
+    if "memory" in given and "dry_run" not in given:
+        raise ValueError("memory: expected --dry-run with it")
+    if {"init_std", "start_from_text"} <= given:
+        raise ValueError(UNREAD["init_std"])
+    for name in ("save_steps", "resume", "overwrite"):
+        if {name, "dry_run"} <= given:
+            raise ValueError(f"{name}: a dry run trains nothing, expected none with --dry-run")
+
+
 @reports_errors
 @takes_task_options()
 def train(
+    context: typer.Context,
     backbone: Annotated[str, option("Directory or name of the encoder.")],
     task: Annotated[str, option(f"Kind of task: {' or '.join(TASKS)}.")],
     train: Annotated[str, option(DATA)],
@@ -116,9 +138,9 @@ def train(
     token_budget: Annotated[int | None, option("Tokens a step at most, instead.")] = None,
     packing: Annotated[bool, option("Batches without a padding token.", "--packing")] = False,
     warmup_ratio: Annotated[float, option("Share of the steps.")] = TrainConfig.warmup_ratio,
-    scheduler: Annotated[
-        str, option("A schedule of transformers, or exponential.")
-    ] = TrainConfig.scheduler,
+    scheduler: Annotated[str, option(f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}.")] = (
+        TrainConfig.scheduler
+    ),
     weight_decay: Annotated[float, option("Of AdamW.")] = TrainConfig.weight_decay,
     precision: Annotated[str, option("fp32, bf16 or fp16.")] = TrainConfig.precision,
     backbone_dropout: Annotated[bool, option("The frozen encoder's own dropout.")] = (
@@ -142,8 +164,9 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a prompt on a frozen encoder and save it."""
-    if memory is not None and not dry_run:
-        raise ValueError("memory: expected --dry-run with it")
+    given = _given(context)
+    _check_given(given)
+    available = None if memory is None else parse_bytes(memory)
     config = TrainConfig(
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
@@ -167,8 +190,13 @@ def train(
         load_data(validation, validation_split, "validation"),
     )
     predictor = Predictor(PromptModel.from_pretrained(backbone), max_length=max_length)
-    taken = prompt_length if depth == "input" else position_offset
-    longest = predictor.length_beside(taken)
+    taken = (
+        ("prompt_length", prompt_length)
+        if depth == "input"
+        else ("position_offset", position_offset)
+    )
+    require_room(predictor, *taken)
+    longest = predictor.length_beside(taken[1])
     reader = make_task(task, predictor.tokenizer, max_length=longest, **own)
     reader = reader.fit_labels(*parts)
     prompt = {
@@ -196,12 +224,15 @@ def train(
     name = name or output.resolve().name
     set_seed(seed)
     text = None if start_from_text is None else predictor.tokenizer(start_from_text)["input_ids"]
-    predictor.model.add_task(
-        name, PromptConfig.from_dict(prompt), start_from=start_from, start_from_text=text
-    )
+    prompt_config = PromptConfig.from_dict(prompt)
+    for setting in given & UNREAD.keys():
+        if not reads(setting, prompt_config, start_from):
+            raise ValueError(UNREAD[setting])
+    predictor.model.add_task(name, prompt_config, start_from=start_from, start_from_text=text)
     if dry_run:
         module = prepare_module(predictor.model, name, config)
-        available = parse_bytes(memory) if memory else device_memory(predictor.model.device)
+        if available is None:
+            available = device_memory(predictor.model.device)
         features = reader.prepare(parts[0])
         print_fields(
             describe(module, plan(module, reader, features, config, available), available)

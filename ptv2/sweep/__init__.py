@@ -58,13 +58,15 @@ def sweep(
         FileNotFoundError: there is no sweep to resume, or no prompt to start from.
         ImportError: there is no matplotlib to plot with.
         NotImplementedError: several processes were started.
-        ValueError: runs cannot train together or do not fit the model or their data, or the sweep
-            to resume has other settings.
+        ValueError: runs cannot train together or do not fit the model or their data, the sweep
+            to resume has other settings, or it is to be both resumed and overwritten.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise NotImplementedError(
             "sweep: expected one process, got several; train runs in several"
         )
+    if resume and overwrite:
+        raise ValueError("overwrite: expected either resume or overwrite, got both")
     if plot:
         require_matplotlib()
     check_runs(model, runs)

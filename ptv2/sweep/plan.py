@@ -21,6 +21,7 @@ from ..tasks import (
 )
 from ..train_config import TrainConfig
 from .runs import PROMPT_SETTINGS, TRAIN_SETTINGS, Run, grid
+from .settings import UNREAD, reads, require_room
 
 Load = Callable[[str, str | None, str], Dataset]
 
@@ -56,8 +57,9 @@ def runs_of_plan(predictor: Predictor, plan: Mapping[str, Mapping[str, Any]]) ->
             of the last makes a run for each, named after the entry and the value.
 
     Raises:
-        FileNotFoundError: a data file does not exist.
-        ValueError: an entry lacks a field or has an unknown one, or one with a bad value.
+        FileNotFoundError: a data file, or a prompt to start from, does not exist.
+        ValueError: an entry lacks a field or has an unknown one, or one with a bad value or one
+            that its prompt would not read.
     """
     load = cache(load_data)
     return [run for name, entry in plan.items() for run in _runs_of(predictor, name, entry, load)]
@@ -86,6 +88,10 @@ def _runs_of(predictor: Predictor, name: str, entry: Mapping[str, Any], load: Lo
             f"plan: {name or 'settings'}: a setting has a wrong type: {error}"
         ) from None
     rest = entry.get("shared"), entry.get("start_from")
+    for key in settings:
+        read = [reads(key, prompt, entry.get("start_from")) for prompt, _ in chosen.values()]
+        if not (all(read) if key in axes else any(read)):
+            raise ValueError(UNREAD[key])
     return [
         Run("-".join(filter(None, (name, settings))) or "run", task, data, *configs, *rest)
         for settings, configs in chosen.items()
@@ -96,21 +102,23 @@ def _task_of(predictor: Predictor, entry: Mapping[str, Any]) -> Task:
     known = {*_OF_RUN, *PROMPT_SETTINGS, *TRAIN_SETTINGS}
     options = {key: x for key, x in entry.items() if key not in known}
     offsets = entry.get("position_offset", 0)
-    longest = predictor.length_beside(max(offsets) if isinstance(offsets, list) else offsets)
+    offset = max(offsets, default=0) if isinstance(offsets, list) else offsets
+    longest = predictor.length_beside(offset)
+    require_room(predictor, "position_offset", offset)
     options["max_length"] = min(options.get("max_length", longest), longest)
     return make_task(entry["task"], predictor.tokenizer, **options)
 
 
 def _is_axis(name: str, value: Any) -> bool:
     if name == "layers" and isinstance(value, list):  # itself a list
-        return bool(value) and isinstance(value[0], list)
+        return bool(value) and isinstance(value[0], (list, tuple))
     return isinstance(value, list)
 
 
 def _check_fields(name: str, entry: Mapping[str, Any]) -> None:
     where = f"plan: {name or 'settings'}"
-    for field in _REQUIRED:
-        if not isinstance(entry.get(field), str):
+    for field in _OF_RUN:
+        if not isinstance(entry.get(field), str) and (field in entry or field in _REQUIRED):
             raise ValueError(f"{where}: expected {field}, a text, got {entry.get(field)!r}")
     if entry["task"] not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {entry['task']!r}")

@@ -91,13 +91,16 @@ def grid(
             raise ValueError(f"axes: expected some of {', '.join(sorted(known))}, got {name!r}")
         if isinstance(values, str) or not values or any(values.count(v) > 1 for v in values):
             raise ValueError(f"{name}: expected a list of distinct values, got {values!r}")
-    found = {}
+    found: dict[str, tuple[PromptConfig, TrainConfig]] = {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        name = "-".join(_setting_name(*setting) for setting in chosen.items())
         own = {key: value for key, value in chosen.items() if key in PROMPT_SETTINGS}
         rest = {key: value for key, value in chosen.items() if key in TRAIN_SETTINGS}
-        found[name] = (replace(prompt, **own), replace(train, **rest))
+        configs = replace(prompt, **own), replace(train, **rest)
+        name = "-".join(_setting_name(*setting) for setting in chosen.items())
+        if name in found:
+            raise ValueError(f"axes: expected values that differ, got {name!r} twice")
+        found[name] = configs
     return found
 
 
@@ -163,10 +166,6 @@ def _check_run(run: Run) -> None:
         raise ValueError("precision: a sweep scales no losses, expected fp32 or bf16, got fp16")
     if run.train.compile:
         raise ValueError("compile: a sweep's forward is not compiled, expected False, got True")
-    if run.train.scheduler == "reduce_lr_on_plateau":
-        raise ValueError(
-            "scheduler: expected one by the number of steps, got 'reduce_lr_on_plateau'"
-        )
     for part, data in zip(("training", "validation"), run.data, strict=True):
         if not len(data):
             raise ValueError(f"data: expected {part} examples for {run.name!r}, got none")

@@ -1,5 +1,6 @@
 """Grids of settings."""
 
+from math import nan
 from typing import Any
 
 import pytest
@@ -45,7 +46,13 @@ def test_grids() -> None:
         ({"seed": ()}, r"seed: expected a list of distinct values, got \(\)"),
         ({"seed": (1, 1)}, r"seed: expected a list of distinct values, got \(1, 1\)"),
         ({"scheduler": "linear"}, "scheduler: expected a list of distinct values, got 'linear'"),
-        ({"epochs": (1, 0)}, "epochs: expected a positive number, got 0"),
+        ({"epochs": (1, 0)}, "epochs: expected an int of at least 1, got 0"),
+        (
+            {"learning_rate": (nan, 1e-2)},
+            "learning_rate: expected a finite number above 0, got nan",
+        ),
+        ({"weight_decay": (0.1, -0.1)}, "weight_decay: expected a finite number >= 0, got -0.1"),
+        ({"layers": ([0], (0,))}, "axes: expected values that differ, got 'layers-0' twice"),
     ],
 )
 def test_grids_that_are_none(axes: dict[str, Any], message: str) -> None:

@@ -24,7 +24,6 @@ from tests.sweep.runs import DATA, new
         ({"precision": "fp16"}, "precision: a sweep scales no losses, expected fp32 or bf16"),
         ({"backbone_dropout": True}, "backbone_dropout: expected one value for runs that train"),
         ({"compile": True}, "compile: a sweep's forward is not compiled"),
-        ({"scheduler": "reduce_lr_on_plateau"}, "scheduler: expected one by the number of steps"),
         ({"data": (DATA[0], DATA[1].select([]))}, "data: expected validation examples for 'b'"),
         ({"token_budget": 3}, "token_budget: expected at least the longest example's"),
         ({"layers": (5,)}, "layers: expected numbers below 2"),

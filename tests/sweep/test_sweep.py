@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from ptv2.schedules import SCHEDULES
 from ptv2.sweep import Run, sweep
 from ptv2.sweep.learner import Learner
 from ptv2.sweep.loop import Loop
@@ -69,6 +70,17 @@ def test_each_run_learns_what_it_would_alone(
         fresh = new(encoder)
         fresh.load_task(tmp_path / "sweep" / run.name)
         assert torch.equal(fresh.key_value(run.name), model.key_value(run.name))
+
+
+def test_every_schedule_is_the_same_alone(
+    encoder: Path, tmp_path: Path, make: Callable[..., Run]
+) -> None:
+    runs = [make(name, scheduler=name) for name in SCHEDULES]
+    model = new(encoder)
+    sweep(model, runs, tmp_path / "sweep")
+    for run in runs:
+        _, expected = train_alone(encoder, run, tmp_path / run.name)
+        assert_close(values(model, run.name), expected)
 
 
 def break_run(name: str, step: int, patch: pytest.MonkeyPatch) -> None:
