@@ -55,6 +55,7 @@ class Prompt(nn.Module):
             self.embedding = nn.Parameter(torch.randn(length, geometry.hidden_size))
             outputs = prod(self.shape[:-2]) * self.shape[-1]
             self.network = _network(config, geometry.hidden_size, outputs)
+        self.requires_grad_(length > 0)  # else the backbone would keep its states for nothing
 
     def _own_shape(self, geometry: Geometry) -> tuple[int, ...]:
         """The prompt's shape before a projection, with the positions last but one."""

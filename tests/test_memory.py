@@ -34,6 +34,7 @@ def new(encoder: Path) -> Predictor:
     config = PromptConfig("sequence-classification", ("a", "b"), prompt_length=4)
     model.add_task("all", config)
     model.add_task("last", dataclasses.replace(config, layers=(1,)))
+    model.add_task("head", dataclasses.replace(config, prompt_length=0))
     return Predictor(model)
 
 
@@ -109,6 +110,7 @@ def test_checkpointing_saves_less(encoder: Path) -> None:
 def test_layers_below_the_first_prompt_have_no_graph(encoder: Path) -> None:
     both, last = counted(encoder), counted(encoder, "last")
     assert last.saved < 0.55 * both.saved
+    assert counted(encoder, "head").saved < 0.05 * both.saved
 
 
 def test_no_dropout_in_the_backbone_saves_its_masks(encoder: Path) -> None:
