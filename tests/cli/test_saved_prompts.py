@@ -1,0 +1,159 @@
+"""`ptv2 eval`, `predict`, `info` and `serve` with the prompts that training leaves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import SENTIMENT, SHORT, fails, ptv2, training
+from tests.encoder import examples, save_encoder, write_jsonl
+
+
+def test_eval_agrees_with_training(work: Path, tmp_path: Path) -> None:
+    for name, metric in (("sentiment", "accuracy"), ("cities", "f1")):
+        output = tmp_path / f"{name}.json"
+        data = ("--data", work / "dev.jsonl", "--output", output)
+        result = ptv2("eval", "--prompt", work / name, *data)
+        assert result.exit_code == 0, result.output
+        assert metric in result.stdout
+        best = json.loads((work / name / "metrics.json").read_text())["best"]
+        assert json.loads(output.read_text())[metric] == best[metric]
+
+
+def test_data_is_read_as_in_training(work: Path, tmp_path: Path) -> None:
+    """Columns and length are those of the run, unless they are given."""
+    rows = [{"said": r["text"], "then": r["text_pair"], "kind": r["same"]} for r in examples(16)]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    columns = ("--text-column", "said", "--text-pair-column", "then", "--label-column", "kind")
+    files = ("--train", data, "--validation", data, "--output", tmp_path / "pairs")
+    result = ptv2(*training(work, *SENTIMENT, *SHORT), *columns, "--max-length", 6, *files)
+    assert result.exit_code == 0, result.output
+    best = json.loads((tmp_path / "pairs" / "metrics.json").read_text())["best"]
+
+    def score(*options: object) -> float:
+        output = ("--output", tmp_path / "scores.json", "--overwrite")
+        result = ptv2("eval", "--prompt", tmp_path / "pairs", "--data", data, *output, *options)
+        assert result.exit_code == 0, result.output
+        return float(json.loads((tmp_path / "scores.json").read_text())["macro_f1"])
+
+    assert score() == score(*columns, "--max-length", 6) == best["macro_f1"]
+    predict = ("predict", "--prompt", tmp_path / "pairs")
+    (line, *_) = ptv2(*predict, "--data", data).stdout.splitlines()
+    assert (json.loads(line)["text"], json.loads(line)["text_pair"]) == tuple(rows[0].values())[:2]
+    assert ptv2(*predict, "--text", "a film", "--text-pair", "fine").exit_code == 0
+    message = fails("eval", "--prompt", tmp_path / "pairs", "--data", work / "dev.jsonl")
+    assert message.startswith("text_column: expected one of the data's columns, text")
+
+
+def test_the_length_of_training_is_kept(
+    work: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = write_jsonl(tmp_path / "long.jsonl", [examples(1)[0] | {"text": "a film " * 8}] * 2)
+    run = ("--max-length", 6, "--output", tmp_path / "run")
+    assert ptv2(*training(work, *SENTIMENT, *SHORT), *run).exit_code == 0
+    for options, cut in (((), "2 of 2 inputs were cut to 6"), (("--max-length", 32), "")):
+        caplog.clear()
+        for command in ("eval", "predict"):
+            arguments = ("--prompt", tmp_path / "run", "--data", long, *options)
+            assert ptv2(command, *arguments).exit_code == 0
+        assert caplog.text.count("inputs were cut") == (2 if cut else 0)
+        assert cut in caplog.text
+
+
+def test_a_broken_run_config(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "sentiment", tmp_path / "prompt")
+    for text in ("{", "{}", "[]", '{"task": 1}'):
+        (tmp_path / "prompt" / "run_config.json").write_text(text)
+        message = fails("eval", "--prompt", tmp_path / "prompt", "--data", work / "dev.jsonl")
+        assert "run_config.json: expected the settings of a run, got" in message
+
+
+def test_a_device_that_is_not_there(work: Path) -> None:
+    predict = ("predict", "--prompt", work / "sentiment", "--text", "a fine film")
+    for name in ("gpu", "cuda:99"):
+        assert fails(*predict, "--device", name).startswith(f"device: '{name}' cannot be used: ")
+    assert ptv2(*predict, "--device", "cpu").exit_code == 0
+
+
+def test_predict_answers_two_tasks_in_one_batch(work: Path, tmp_path: Path) -> None:
+    prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
+    result = ptv2("predict", *prompts, "--text", "a fine film", "--text", "rome")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["text"] for line in lines] == ["a fine film", "rome"]
+    assert set(lines[0]["answers"]) == {"sentiment", "cities"}
+    assert len(lines[0]["answers"]["cities"]["tags"]) == 3
+
+    output = tmp_path / "answers.jsonl"
+    result = ptv2("predict", *prompts, "--data", work / "dev.jsonl", "--output", output)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 16
+    assert all(len(row["answers"]["cities"]["tags"]) == len(row["tokens"]) for row in rows)
+
+
+def test_info(work: Path) -> None:
+    result = ptv2("info", work / "sentiment")
+    for shown in ("bad, good", "4 keys and values in each of 2 layers", "validation"):
+        assert shown in result.stdout
+
+
+def test_unknown_label_in_evaluation_data(work: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "bad.jsonl", [examples(1)[0] | {"label": "so-so"}])
+    message = fails("eval", "--prompt", work / "sentiment", "--data", data)
+    assert message == (
+        "label: expected one of the task's labels, bad, good, got 'so-so' "
+        "in example 0 (line 1 of bad.jsonl)"
+    )
+
+
+def test_a_long_text_is_cut_and_that_is_said(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("--prompt", work / "sentiment", "--prompt", work / "cities")
+    result = ptv2("predict", *prompts, "--text", "film " * 50)
+    assert result.exit_code == 0
+    assert caplog.messages.count("1 of 1 inputs were cut to 32 tokens") == 1
+    tags = json.loads(result.stdout)["answers"]["cities"]["tags"]  # which reads windows instead
+    assert (len(tags), tags.count(None)) == (50, 0)
+
+
+def test_a_prompt_for_another_backbone(work: Path, tmp_path: Path) -> None:
+    other = save_encoder(tmp_path / "other", seed=1)
+    text = ("--text", "a film", "--backbone", other)
+    assert "was trained on the backbone" in fails("predict", "--prompt", work / "sentiment", *text)
+
+
+def test_a_corrupt_prompt(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "sentiment", tmp_path / "broken")
+    with (tmp_path / "broken" / "prompt.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    broken = ("--prompt", tmp_path / "broken")
+    assert "corrupt" in fails("eval", *broken, "--data", work / "dev.jsonl")
+    assert "expected prompt_config.json" in fails("info", tmp_path)
+
+
+def test_predict_has_no_options_for_labels(work: Path) -> None:
+    result = ptv2("predict", "--prompt", work / "sentiment", "--text", "a", "--label-column", "x")
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+    mixed = ("--prompt", work / "sentiment", "--prompt", work / "cities", "--stride", "8")
+    assert ptv2("predict", *mixed, "--text", "a film").exit_code == 0  # cities has one
+    message = fails("predict", *mixed, "--text", "a film", "--tokens-column", "x")
+    assert message == "tokens_column: columns are of --data, expected none with --text"
+
+
+def test_predict_needs_one_source(work: Path) -> None:
+    prompt = ("--prompt", work / "sentiment")
+    assert fails("predict", *prompt) == "text: expected either --text or --data"
+    both = ("--text", "a", "--data", work / "dev.jsonl")
+    assert fails("predict", *prompt, *both) == "text: expected either --text or --data"
+    pairs = ("--text", "a", "--text-pair", "b", "--text-pair", "c")
+    assert fails("predict", *prompt, *pairs) == "text_pair: expected one for each --text, 1, got 2"
+
+
+def test_serving_is_refused_without_prompts(work: Path, tmp_path: Path) -> None:
+    options = ("serve", "--backbone", work / "encoder", "--prompts")
+    assert fails(*options, tmp_path / "none").startswith("prompts: there is no directory")
+    assert fails(*options, tmp_path).startswith("prompts: expected a saved prompt in a folder of")
+    memory = (work, "--prompt-memory", "much")
+    assert fails(*options, *memory).startswith("memory: expected a size such as 8GB, got 'much'")
