@@ -15,7 +15,7 @@ from ..processes import is_main
 from ..recipes import recipe as read_recipe
 from ..report import print_fields, print_scores
 from ..schedules import SCHEDULES
-from ..sweep.settings import UNREAD, reads, require_room
+from ..settings import UNREAD, reads, require_room
 from ..tasks import TASKS, load_data, make_task
 from ..train_config import TrainConfig
 from ..training import prepare_module

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ..config import PromptConfig
 from ..predictor import Predictor
+from ..settings import UNREAD, reads, require_room
 from ..tasks import (
     TASKS,
     MultipleChoice,
@@ -21,7 +22,6 @@ from ..tasks import (
 )
 from ..train_config import TrainConfig
 from .runs import PROMPT_SETTINGS, TRAIN_SETTINGS, Run, grid
-from .settings import UNREAD, reads, require_room
 
 Load = Callable[[str, str | None, str], Dataset]
 

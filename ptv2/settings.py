@@ -4,10 +4,10 @@ from os import PathLike
 
 from transformers import PreTrainedTokenizerBase
 
-from ..assets import read_asset
-from ..config import PromptConfig
-from ..predictor import Predictor
-from ..readers import longest_input
+from .assets import read_asset
+from .config import PromptConfig
+from .predictor import Predictor
+from .readers import longest_input
 
 UNREAD = {
     "network_size": "network_size: expected parametrization mlp or lstm with it, got direct",
