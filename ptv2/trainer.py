@@ -186,10 +186,7 @@ class PromptTrainer(Trainer):
 
     def _forward_all(self, features: list[dict[str, Any]]) -> tuple[float, list[Tensor]]:
         """Mean loss, and the logits of every sequence in order; processes share the work."""
-        lengths = token_counts(self.task, features, self.packing)
-        order = sorted(range(len(features)), key=lengths.__getitem__)
-        size = self.args.eval_batch_size
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = self._validation_batches(features)
         world, rank = self.args.world_size, self.args.process_index
         assert self.model is not None
         module = self._wrap_model(self.model, training=False)
@@ -208,6 +205,14 @@ class PromptTrainer(Trainer):
         total = sum(loss * count for loss, count in losses)
         rows = [row for place in range(len(features)) for row in logits_of[place]]
         return total / len(features), rows
+
+    def _validation_batches(self, features: list[dict[str, Any]]) -> list[list[int]]:
+        """Places of features, in batches that may be four times as large as in training."""
+        lengths = token_counts(self.task, features, self.packing)
+        budget = None
+        if self.batches.token_budget is not None:
+            budget = max(4 * self.batches.token_budget, max(lengths))
+        return list(Batches(lengths, self.args.eval_batch_size, budget, self.packing))
 
     @torch.no_grad()
     def _forward(

@@ -161,13 +161,25 @@ def test_training_on_windows(encoder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_token_budget(encoder: Path, tmp_path: Path, packing: bool) -> None:
+def test_a_token_budget(
+    encoder: Path, tmp_path: Path, packing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor, task = new(encoder)
-    config = TrainConfig(epochs=2, token_budget=60, packing=packing)
+    config = TrainConfig(epochs=2, token_budget=40, packing=packing)
+    validated: list[list[int]] = []
+    forward = PromptTrainer._forward
+
+    def watched(self: PromptTrainer, features: Any, module: Any) -> Any:
+        validated.append([len(feature["input_ids"]) for feature in features])
+        return forward(self, features, module)
+
+    monkeypatch.setattr(PromptTrainer, "_forward", watched)
     metrics = train(predictor.model, "t", task, DATA, tmp_path / "run", config)
     lengths = [len(f["input_ids"]) for f in task.prepare(DATA[0])]
-    assert metrics["steps"] == 2 * len(Batches(lengths, 32, 60, packing))
+    assert metrics["steps"] == 2 * len(Batches(lengths, 32, 40, packing))
     assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2]
+    tokens = [sum(batch) if packing else len(batch) * max(batch) for batch in validated]
+    assert max(tokens) <= 4 * 40 < sum(tokens) / 2  # an epoch's
 
 
 @pytest.mark.parametrize("checkpointing", ["layers", "selective"])
