@@ -97,6 +97,15 @@ class Batches(Sampler[list[int]]):
         return batches
 
 
+def validation_batches(
+    lengths: Sequence[int], batch_size: int, token_budget: int | None, packing: bool
+) -> list[list[int]]:
+    """The places of all examples, in batches four times as large as those of training."""
+    if token_budget is not None:
+        token_budget = max(4 * token_budget, max(lengths))
+    return list(Batches(lengths, 4 * batch_size, token_budget, packing))
+
+
 def token_counts(task: Task, features: Iterable[Feature], packing: bool) -> list[int]:
     """How many tokens each feature adds to a batch of its own kind; padded, a choice counts as
     much as the longest."""

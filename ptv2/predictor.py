@@ -32,6 +32,9 @@ class Predictor:
             backbone came from.
         max_length: longest input in tokens, if less than the backbone allows.
         batch_size: rows in a forward.
+
+    Raises:
+        ValueError: the tokenizer has no words, or more tokens than the backbone.
     """
 
     def __init__(

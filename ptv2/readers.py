@@ -22,7 +22,7 @@ class Readers:
         max_length: longest input in tokens, if less than the backbone allows.
 
     Raises:
-        ValueError: the tokenizer has no words, or one that the backbone does not know.
+        ValueError: the tokenizer has no words, or more tokens than the backbone.
     """
 
     def __init__(
@@ -51,10 +51,15 @@ class Readers:
             raise NotImplementedError(
                 "task: the model itself gives features of images, expected image-classification"
             )
-        room = self.length_beside(config.positions)
-        own = {"max_length": room, **kept_fields(config), **options}
-        own["max_length"] = min(own["max_length"], room)
-        return make_task(config.task, self.tokenizer, labels=config.labels, **own)
+        room, given = self.length_beside(config.positions), options.pop("max_length", None)
+        return make_task(
+            config.task,
+            self.tokenizer,
+            labels=config.labels,
+            max_length=room if given is None else min(given, room),
+            **kept_fields(config),
+            **options,
+        )
 
 
 def kept_fields(config: PromptConfig) -> dict[str, Any]:
@@ -71,16 +76,20 @@ def load_processor(model: PromptModel) -> Any:
 
 
 def require_vocabulary(model: PromptModel, tokenizer: Any) -> None:
-    """Raise a ValueError unless the tokenizer's ids are the backbone's.
+    """Raise a ValueError unless the tokenizer has words, all of them the backbone's.
 
     Where a folder has no tokenizer, transformers makes one of special tokens alone.
     """
+    source = tokenizer.name_or_path or "no folder"
     known = len(cast(Tensor, model.backbone.get_input_embeddings().weight))
-    if not len(tokenizer.all_special_ids) < len(tokenizer) <= known:
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
-            f"tokenizer: expected one whose words are among the {known} of the backbone, got one "
-            f"with {len(tokenizer)} from {tokenizer.name_or_path or 'no folder'!r}, "
-            f"{len(tokenizer.all_special_ids)} of them special"
+            f"tokenizer: expected one with words, got special tokens alone from {source!r}"
+        )
+    if len(tokenizer) > known:
+        raise ValueError(
+            f"tokenizer: expected at most the {known} tokens that the backbone has embeddings "
+            f"for, got {len(tokenizer)} from {source!r}"
         )
 
 

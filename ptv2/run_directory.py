@@ -64,8 +64,13 @@ def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: 
 
 def _kept_nothing(output_dir: Path) -> bool:
     """Whether there is nothing but a run that ended before its first checkpoint."""
-    kept = [path for path in output_dir.rglob("*") if path.is_file()]
-    return kept == [output_dir / CHECKPOINTS / RUN_CONFIG]
+    folders = [output_dir / CHECKPOINTS, output_dir / f".{CHECKPOINTS}"]
+    return all(
+        path in folders
+        and path.is_dir()
+        and {file.name for file in path.iterdir()} <= {RUN_CONFIG}
+        for path in output_dir.iterdir()
+    )
 
 
 def _check_same_run(before: dict[str, Any], now: dict[str, Any], path: str = "") -> None:

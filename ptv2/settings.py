@@ -43,6 +43,6 @@ def require_room(predictor: Predictor, name: str, positions: int) -> None:
     least = tokenizer.num_special_tokens_to_add() + 1
     if positions > room - least:
         raise ValueError(
-            f"{name}: expected at most {room - least}, which leaves {least} of the backbone's "
-            f"{room} positions to a text, got {positions}"
+            f"{name}: expected at most {room - least}, which leaves {least} of the {room} "
+            f"positions to a text, got {positions}"
         )

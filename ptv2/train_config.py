@@ -94,5 +94,6 @@ class TrainConfig:
         value = getattr(self, name)
         if value is None and getattr(TrainConfig, name) is None:
             return
-        if type(value) not in types or not holds(value):
+        fits = isinstance(value, types) and (isinstance(value, bool) == (types == (bool,)))
+        if not fits or not holds(value):
             raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from . import checkpoints
-from .batches import Batches, token_counts
+from .batches import Batches, token_counts, validation_batches
 from .schedules import make_schedule
 from .tasks import Collator, Task
 from .tasks.collate import split_logits
@@ -172,8 +172,9 @@ class PromptTrainer(Trainer):
         loss, logits = self._forward_all(features)
         if not math.isfinite(loss):
             raise Diverged(
-                f"learning_rate: the training diverged by step {self.state.global_step}, expected "
-                f"one smaller than {self.args.learning_rate}"
+                f"learning_rate: the loss on the validation data is {loss} at step "
+                f"{self.state.global_step}, expected a rate smaller than "
+                f"{self.args.learning_rate}, a smaller one of the head or another precision"
             )
         answers = decode_all(self.task, features, logits)
         scores = {"loss": loss, **self.task.score(answers, self.references)}
@@ -186,7 +187,12 @@ class PromptTrainer(Trainer):
 
     def _forward_all(self, features: list[dict[str, Any]]) -> tuple[float, list[Tensor]]:
         """Mean loss, and the logits of every sequence in order; processes share the work."""
-        batches = self._validation_batches(features)
+        batches = validation_batches(
+            token_counts(self.task, features, self.packing),
+            self.args.train_batch_size,
+            self.batches.token_budget,
+            self.packing,
+        )
         world, rank = self.args.world_size, self.args.process_index
         assert self.model is not None
         module = self._wrap_model(self.model, training=False)
@@ -205,14 +211,6 @@ class PromptTrainer(Trainer):
         total = sum(loss * count for loss, count in losses)
         rows = [row for place in range(len(features)) for row in logits_of[place]]
         return total / len(features), rows
-
-    def _validation_batches(self, features: list[dict[str, Any]]) -> list[list[int]]:
-        """Places of features, in batches that may be four times as large as in training."""
-        lengths = token_counts(self.task, features, self.packing)
-        budget = None
-        if self.batches.token_budget is not None:
-            budget = max(4 * self.batches.token_budget, max(lengths))
-        return list(Batches(lengths, self.args.eval_batch_size, budget, self.packing))
 
     @torch.no_grad()
     def _forward(

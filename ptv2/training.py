@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 from .checkpoints import newest
 from .model import PromptModel
 from .predictor import Predictor
-from .processes import on_main
+from .processes import is_main, on_main
 from .run_directory import CHECKPOINTS, METRICS, RUN_CONFIG, environment, open_run
 from .storage import write_json
 from .task_model import TaskModel
@@ -62,6 +62,7 @@ def train(
         FileNotFoundError: there is no run to resume.
         ValueError: the data does not fit the task, the run to resume has other settings, or it is
             to be both resumed and overwritten.
+        Diverged: the loss was not finite after the first epoch.
     """
     if resume and overwrite:
         raise ValueError("overwrite: expected either resume or overwrite, got both")
@@ -145,8 +146,8 @@ def fit(
         `train_seconds`.
 
     Raises:
-        Diverged: in the first epoch; in a later one the training ends, and the epochs before it
-            count.
+        Diverged: the loss was not finite after the first epoch; after a later one the training
+            ends, and the epochs before it count.
     """
     arguments = _arguments(task, output_dir, config)
     module.to(arguments.device)  # before the optimizer takes its parameters
@@ -171,7 +172,8 @@ def fit(
         if trainer.state.best_global_step is None:
             raise
         diverged = trainer.state.global_step
-        logger.warning("%s; the epochs before it count", error)
+        if is_main():
+            logger.warning("%s; the epochs before it count", error)
     trainer.load_best()
     history = _history(trainer.state.log_history)
     return {

@@ -122,7 +122,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(
 def test_two_runs_in_one_directory(encoder: Path, tmp_path: Path) -> None:
     lock = open_run(tmp_path / "run", {"train": {}}, resume=False, overwrite=False)
     predictor, task = new(encoder)
-    for options in ({"overwrite": True}, {"resume": True}):
+    for options in ({}, {"overwrite": True}, {"resume": True}):
         with pytest.raises(FileExistsError, match="output: another run is writing in"):
             train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG, **options)
     os.close(lock)

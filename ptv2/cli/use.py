@@ -1,7 +1,7 @@
 """`ptv2 eval` and `ptv2 predict`: saved prompts at work."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,11 @@ from ..predictor import Predictor
 from ..report import print_scores
 from ..run_directory import task_settings
 from ..storage import write_json
-from ..tasks import TASKS, load_data
+from ..tasks import TASKS, Task, load_data
 from ..training import evaluate
 from .options import (
     DATA,
     NO_OPTIONS,
-    TASK_OPTIONS,
     Backbone,
     Device,
     MaxLength,
@@ -54,7 +53,7 @@ def evaluate_prompt(
     examples = load_data(data, split, "test")
     predictor, (name,) = load_prompts([prompt], backbone, max_length, device)
     kind = predictor.model.tasks[name].task
-    own = trained_with(prompt, max_length) | options_of([kind], task_options)[kind]
+    own = trained_with(prompt, kind, max_length) | options_of([kind], task_options)[kind]
     reader = predictor.task(name, **own)
     scores = evaluate(predictor, name, reader, examples)
     print_scores({name: scores, "commonest answer": scores["majority"]})
@@ -103,7 +102,7 @@ def predict(
     options = options_of(set(kinds.values()), task_options)
     readers = {}
     for directory, (name, kind) in zip(prompt, kinds.items(), strict=True):
-        own = trained_with(directory, max_length) | options[kind]
+        own = trained_with(directory, kind, max_length) | options[kind]
         if text:
             own = {key: own[key] for key in own if not key.endswith("_column")}
             own |= typed_columns(kind, text_pair)
@@ -111,12 +110,7 @@ def predict(
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
     rows = [(name, feature) for name in names for feature in features[name]]
     answers = predictor.answer(readers, rows)
-    inputs = {
-        key: column
-        for reader in readers.values()
-        for key in ("text", "text_pair", "tokens", "question", "image")
-        if (column := getattr(reader, f"{key}_column", None)) is not None
-    }
+    inputs = shown_inputs(readers.values())
     lines = []
     for place, example in enumerate(examples):
         line: dict[str, Any] = {
@@ -129,6 +123,16 @@ def predict(
         }
         lines.append(json.dumps(line, ensure_ascii=False))
     write_lines(lines, output)
+
+
+def shown_inputs(readers: Collection[Task]) -> dict[str, str]:
+    """What a line of answers shows of its example: columns, by their part in the tasks, or by
+    their own names where the tasks read several for one part."""
+    shown = {}
+    for part in ("text", "text_pair", "tokens", "question", "image"):
+        columns = {getattr(reader, f"{part}_column", None) for reader in readers} - {None}
+        shown |= {part if len(columns) == 1 else name: name for name in sorted(columns)}
+    return shown
 
 
 def typed_examples(text: list[str], text_pair: list[str] | None) -> Dataset:
@@ -150,14 +154,17 @@ def typed_columns(kind: str, text_pair: list[str] | None) -> dict[str, str]:
     return {"text_pair_column": "text_pair"} if pairs else {}
 
 
-def trained_with(directory: Path, max_length: int | None) -> dict[str, Any]:
-    """How the run that left a prompt read its data, if a run did: columns, windows and length.
+def trained_with(directory: Path, kind: str, max_length: int | None) -> dict[str, Any]:
+    """How the run that left a prompt read its data, if a run did: options of the kind of task.
 
     Args:
         max_length: that is given now, instead of the run's.
     """
-    settings = task_settings(directory)
-    names = TASK_OPTIONS.keys() | ({"max_length"} if max_length is None else set())
+    settings, task = task_settings(directory), TASKS.get(kind)
+    names = set() if task is None else {field.name for field in fields(task)}
+    names -= {"labels", *(task.prompt_fields if task else ())}  # the prompt has these itself
+    if max_length is not None:
+        names.discard("max_length")
     return {name: settings[name] for name in names & settings.keys()}
 
 

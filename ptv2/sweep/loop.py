@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from ..batches import validation_batches
 from ..model import PromptModel
 from ..outputs import MixedTaskOutput
 from ..tasks.collate import mix
@@ -113,7 +114,7 @@ class Loop:
     def _scores(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         """Mean loss and scores of each run's validation examples, in batches of like length."""
         self.model.eval()
-        batches = {run.name: _by_length(self.validation[run.name], run) for run in runs}
+        batches = {run.name: self._validation_batches(run) for run in runs}
         losses = dict.fromkeys(batches, 0.0)
         logits: dict[str, dict[int, list[Tensor]]] = {name: {} for name in batches}
         for turn in range(max(map(len, batches.values()))):
@@ -132,6 +133,11 @@ class Loop:
             name: {"loss": losses[name] / len(found), **self._score(name, found)}
             for name, found in logits.items()
         }
+
+    def _validation_batches(self, run: Run) -> list[list[int]]:
+        config = run.train
+        lengths = self.validation[run.name].tokens(config.packing)
+        return validation_batches(lengths, config.batch_size, config.token_budget, config.packing)
 
     def _score(self, name: str, logits: Mapping[int, list[Tensor]]) -> dict[str, float]:
         places = range(len(logits))
@@ -158,11 +164,3 @@ class Loop:
         torch.set_rng_state(state["random"])
         if state["random_cuda"]:
             torch.cuda.set_rng_state_all(state["random_cuda"])
-
-
-def _by_length(features: Features, run: Run) -> list[list[int]]:
-    """The features' places in validation batches, as large as those of `training.train`."""
-    lengths = features.tokens(run.train.packing)
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    size = 4 * run.train.batch_size
-    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _runs_of(predictor: Predictor, name: str, entry: Mapping[str, Any], load: Lo
     for key in settings:
         read = [reads(key, prompt, entry.get("start_from")) for prompt, _ in chosen.values()]
         if not (all(read) if key in axes else any(read)):
-            raise ValueError(UNREAD[key])
+            raise ValueError(f"plan: {name}: {UNREAD[key]}" if name else UNREAD[key])
     return [
         Run("-".join(filter(None, (name, settings))) or "run", task, data, *configs, *rest)
         for settings, configs in chosen.items()
@@ -118,7 +119,8 @@ def _is_axis(name: str, value: Any) -> bool:
 def _check_fields(name: str, entry: Mapping[str, Any]) -> None:
     where = f"plan: {name or 'settings'}"
     for field in _OF_RUN:
-        if not isinstance(entry.get(field), str) and (field in entry or field in _REQUIRED):
+        types = (str, PathLike) if field == "start_from" else str
+        if not isinstance(entry.get(field), types) and (field in entry or field in _REQUIRED):
             raise ValueError(f"{where}: expected {field}, a text, got {entry.get(field)!r}")
     if entry["task"] not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {entry['task']!r}")

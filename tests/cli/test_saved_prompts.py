@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ptv2 import Predictor, PromptConfig, PromptModel
+from ptv2.cli.use import trained_with
+from ptv2.tasks import load_data, make_task
+from ptv2.train_config import TrainConfig
+from ptv2.training import train
 from tests.cli.commands import SENTIMENT, SHORT, fails, ptv2, training
 from tests.encoder import examples, save_encoder, write_jsonl
 
@@ -59,6 +64,53 @@ def test_the_length_of_training_is_kept(
             assert ptv2(command, *arguments).exit_code == 0
         assert caplog.text.count("inputs were cut") == (2 if cut else 0)
         assert cut in caplog.text
+
+
+def test_a_prompt_trained_in_python(work: Path, tmp_path: Path) -> None:
+    """A task that leaves its length to the tokenizer has none among its settings."""
+    model = PromptModel.from_pretrained(work / "encoder")
+    data = load_data(work / "train.jsonl")
+    task = make_task("sequence-classification", Predictor(model).tokenizer).fit_labels(data)
+    model.add_task("t", PromptConfig(task.kind, task.labels, prompt_length=2))
+    best = train(model, "t", task, (data, data), tmp_path / "run", TrainConfig(epochs=1))["best"]
+    output = tmp_path / "scores.json"
+    options = ("--data", work / "train.jsonl", "--output", output)
+    assert ptv2("eval", "--prompt", tmp_path / "run", *options).exit_code == 0
+    assert json.loads(output.read_text())["accuracy"] == best["accuracy"]
+
+
+def test_prompts_that_read_different_columns(work: Path, tmp_path: Path) -> None:
+    rows = [{"said": "a fine film", "then": "a dull film", "label": x} for x in ("a", "b")]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    prompts: list[object] = []
+    for column in ("said", "then"):
+        files = ("--train", data, "--validation", data, "--output", tmp_path / column)
+        result = ptv2(*training(work, *SENTIMENT, *SHORT), *files, "--text-column", column)
+        assert result.exit_code == 0, result.output
+        prompts += ["--prompt", tmp_path / column]
+    line = json.loads(ptv2("predict", *prompts, "--data", data).stdout.splitlines()[0])
+    answers = line.pop("answers")
+    assert line == {"said": "a fine film", "then": "a dull film"}
+    assert set(answers) == {"said", "then"}
+
+
+def test_all_of_a_task_is_as_in_training(work: Path, tmp_path: Path) -> None:
+    """Also what no option of the command line sets."""
+    plan = tmp_path / "plan.toml"
+    answers = {"text": ["rome"], "answer_start": [10]}
+    rows = [{"question": "a", "context": "a film in rome", "answers": answers}] * 4
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    plan.write_text(
+        f"[a]\ntask = 'question-answering'\ntrain = '{data}'\nvalidation = '{data}'\n"
+        "epochs = 1\nprompt_length = 2\nmax_answer_length = 1\n"
+    )
+    sweep = ("sweep", "--backbone", work / "encoder", "--plan", plan, "--no-plot")
+    result = ptv2(*sweep, "--output", tmp_path / "sweep")
+    assert result.exit_code == 0, result.output
+    prompt = tmp_path / "sweep" / "a"
+    assert trained_with(prompt, "question-answering", None)["max_answer_length"] == 1
+    result = ptv2("predict", "--prompt", prompt, "--data", data)
+    assert " " not in json.loads(result.stdout.splitlines()[0])["answers"]["a"]["answer"]
 
 
 def test_a_broken_run_config(work: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.cli.commands import CITIES, SENTIMENT, SHORT, fails, ptv2, training
 from tests.encoder import examples, write_jsonl
@@ -61,7 +62,12 @@ def test_a_folder_without_a_tokenizer(work: Path, tmp_path: Path) -> None:
         path.unlink()
     train = (*training(work, *SENTIMENT, "--output", tmp_path / "run"), "--backbone")
     message = fails(*train, tmp_path / "encoder")
-    assert message.startswith("tokenizer: expected one whose words are among the 16 of the back")
+    assert message.startswith("tokenizer: expected one with words, got special tokens alone from")
+    other = AutoTokenizer.from_pretrained(work / "encoder")
+    other.add_tokens(["one", "two"])
+    other.save_pretrained(tmp_path / "encoder")
+    message = fails(*train, tmp_path / "encoder")
+    assert message.startswith("tokenizer: expected at most the 16 tokens that the backbone has em")
 
 
 def test_questions_and_choices_from_files_to_answers(work: Path, tmp_path: Path) -> None:
@@ -163,7 +169,7 @@ def test_bad_training_data(work: Path, tmp_path: Path, change: object, message: 
         (("--init-std", 1, "--start-from-text", "a film"), "init_std: the prompt starts with oth"),
         (
             ("--depth", "input", "--prompt-length", 64),
-            "prompt_length: expected at most 29, which leaves 3 of the backbone's 32 positions to "
+            "prompt_length: expected at most 29, which leaves 3 of the 32 positions to "
             "a text, got 64",
         ),
         (("--position-offset", 30), "position_offset: expected at most 29, which leaves 3 of the"),
