@@ -128,10 +128,11 @@ def predict(
 def shown_inputs(readers: Collection[Task]) -> dict[str, str]:
     """What a line of answers shows of its example: columns, by their part in the tasks, or by
     their own names where the tasks read several for one part."""
-    shown = {}
+    shown: dict[str, str] = {}
     for part in ("text", "text_pair", "tokens", "question", "image"):
-        columns = {getattr(reader, f"{part}_column", None) for reader in readers} - {None}
-        shown |= {part if len(columns) == 1 else name: name for name in sorted(columns)}
+        read = (getattr(reader, f"{part}_column", None) for reader in readers)
+        columns = sorted({column for column in read if column is not None})
+        shown |= {part if len(columns) == 1 else column: column for column in columns}
     return shown
 
 

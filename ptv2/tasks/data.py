@@ -157,8 +157,8 @@ def check_labels(
         for value in values:
             if not _is_label(value) and value not in names:
                 raise ValueError(
-                    f"{argument}: expected names or integers from 0 as labels, where -1 and -100 "
-                    f"are none, got {value!r} in {example(data, row)}"
+                    f"{argument}: expected names or integers from 0 as labels (-1 and -100 are "
+                    f"none), got {value!r} in {example(data, row)}"
                 )
 
 
