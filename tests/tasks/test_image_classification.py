@@ -120,10 +120,7 @@ def test_predictor(backbone, rows):
             r"image_column: no image in example 1 \(line 2 of data.jsonl\)",
         ),
         ({"image": None}, r"image_column: example 1 \(line 2 of data.jsonl\) has no 'image'"),
-        (
-            {"label": ""},
-            "label_column: expected names or integers from 0 as labels (-1 and -100 are none), got ''",
-        ),
+        ({"label": ""}, r"label_column: expected names or integers from 0 as labels \(.*, got ''"),
     ],
 )
 def test_bad_data_is_refused_with_its_line(backbone, rows, tmp_path, change, message):
