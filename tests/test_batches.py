@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from ptv2.batches import Batches
+from ptv2.batches import Batches, validation_batches
 
 LENGTHS = [random.Random(0).randint(3, 60) for _ in range(503)]
 
@@ -50,3 +50,18 @@ def test_processes_get_as_many_batches_each() -> None:
 def test_a_budget_below_the_longest_example() -> None:
     with pytest.raises(ValueError, match="token_budget: expected at least the longest example's"):
         Batches(LENGTHS, 8, token_budget=10)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_of_validation_are_four_times_as_large(packing: bool) -> None:
+    lengths = [3, 50, 7, 7, 2, 9, 4, 4, 4, 12]
+    for batch_size, budget in ((2, None), (2, 6)):
+        batches = validation_batches(lengths, batch_size, budget, packing)
+        assert sorted(place for batch in batches for place in batch) == list(range(10))
+        own = [[lengths[place] for place in batch] for batch in batches]
+        tokens = [sum(batch) if packing else len(batch) * max(batch) for batch in own]
+        if budget is None:
+            assert sorted(map(len, batches)) == [2, 8]
+        else:
+            assert max(tokens) == 50  # four times the budget is less than the longest example
+            assert len(batches) < 10
