@@ -53,7 +53,7 @@ from serving_rounds import (
     running,
 )
 from serving_setup import Setup
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 from transformers.utils import logging
 
 from ptv2.demo import encoder_directory
@@ -132,9 +132,11 @@ def tokenize(encoder: str, data: Path | None, longest: int) -> list[list[int]]:
 
 
 def save_random_encoder(folder: Path, toy: bool, seed: int) -> None:
-    """A BERT-base of random weights, or a tiny one."""
+    """A BERT-base of random weights, or a tiny one, and a tokenizer, which requests do without."""
     torch.manual_seed(seed)
     BertModel(BertConfig(**(TOY_SIZES if toy else {}))).save_pretrained(folder)
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a")
+    BertTokenizer({word: place for place, word in enumerate(words)}).save_pretrained(folder)
 
 
 def random_texts(words: int, seed: int) -> list[list[int]]:
