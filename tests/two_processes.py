@@ -20,7 +20,7 @@ from ptv2.tasks import make_task
 from ptv2.train_config import TrainConfig
 from ptv2.training import train
 from tests.encoder import examples
-from tests.test_training import stop_at
+from tests.training.runs import stop_at
 
 CONFIG = TrainConfig(learning_rate=3e-2, epochs=3, batch_size=8, backbone_dropout=False)
 SMALL = Dataset.from_list(examples(16)), Dataset.from_list(examples(11, seed=1))

@@ -15,12 +15,10 @@ from ptv2 import checkpoints
 from ptv2.run_directory import open_run
 from ptv2.train_config import TrainConfig
 from ptv2.training import train
-from tests.test_training import CONFIG, DATA, encoder, new, stop_at
-from tests.test_training import checkpoints as checkpoints_of
+from tests.training.runs import CONFIG, DATA, new, stop_at
+from tests.training.runs import checkpoints as checkpoints_of
 
-__all__ = ["encoder"]  # a fixture
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def stop(
