@@ -25,7 +25,7 @@ from .processes import is_main, on_main
 from .run_directory import CHECKPOINTS, METRICS, RUN_CONFIG, environment, open_run
 from .storage import write_json
 from .task_model import TaskModel
-from .tasks import Task
+from .tasks import Task, data_sha256
 from .train_config import TrainConfig
 from .trainer import Diverged, PromptTrainer
 
@@ -60,8 +60,8 @@ def train(
     Raises:
         FileExistsError: the directory is not empty, and neither resume nor overwrite is given.
         FileNotFoundError: there is no run to resume.
-        ValueError: the data does not fit the task, the run to resume has other settings, or it is
-            to be both resumed and overwritten.
+        ValueError: the data does not fit the task, the run to resume has other settings or data,
+            or it is to be both resumed and overwritten.
         Diverged: the loss was not finite after the first epoch.
     """
     if resume and overwrite:
@@ -86,6 +86,7 @@ def train(
         **model.origin(name),
         "train": asdict(config),
         "examples": {"train": len(data[0]), "validation": len(data[1])},
+        "data_sha256": {"train": data_sha256(data[0]), "validation": data_sha256(data[1])},
     }
     lock = on_main(partial(open_run, output_dir, run, resume, overwrite))
     module = prepare_module(model, name, config)

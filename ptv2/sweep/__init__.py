@@ -59,7 +59,7 @@ def sweep(
         ImportError: there is no matplotlib to plot with.
         NotImplementedError: several processes were started.
         ValueError: runs cannot train together or do not fit the model or their data, the sweep
-            to resume has other settings, or it is to be both resumed and overwritten.
+            to resume has other settings or data, or it is to be both resumed and overwritten.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise NotImplementedError(

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..batches import token_counts
-from ..tasks import Task
+from ..tasks import Task, data_sha256
 from ..tasks.task import Feature
 from .runs import Run
 
@@ -30,6 +30,11 @@ class Features:
     def references(self) -> list[Any]:
         """What the examples' answers are compared with."""
         return self.task.references(self._data)
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells the examples from others."""
+        return data_sha256(self._data)
 
     def tokens(self, packing: bool) -> list[int]:
         """How many tokens each feature adds to a batch."""

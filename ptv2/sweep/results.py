@@ -44,7 +44,11 @@ class Results:
         self.features = features
         self.directory = directory
         backbone = model.identity.describe()
-        self.runs = {run.name: run.describe(backbone) for run in runs}
+        self.runs = {
+            run.name: run.describe(backbone, (train.sha256, validation.sha256))
+            for run in runs
+            for train, validation in [features[run.name]]
+        }
         settings = [_settings(run) for run in runs]
         self._varied = [
             name for name in settings[0] if any(s[name] != settings[0][name] for s in settings)

@@ -56,8 +56,13 @@ class Run:
     shared: str | None = None
     start_from: str | PathLike[str] | None = None
 
-    def describe(self, backbone: dict[str, Any]) -> dict[str, Any]:
-        """What `run_config.json` holds."""
+    def describe(self, backbone: dict[str, Any], sha256: tuple[str, str]) -> dict[str, Any]:
+        """What `run_config.json` holds.
+
+        Args:
+            backbone: its identity.
+            sha256: of training and validation examples.
+        """
         start = None if self.start_from is None else str(Path(self.start_from).resolve())
         return {
             "name": self.name,
@@ -68,6 +73,7 @@ class Run:
             "shared": self.shared,
             "start_from": start,
             "examples": {"train": len(self.data[0]), "validation": len(self.data[1])},
+            "data_sha256": dict(zip(("train", "validation"), sha256, strict=True)),
         }
 
 

@@ -1,5 +1,7 @@
 """Examples from a file or from a `datasets` name, with their columns and labels checked."""
 
+import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,6 +95,15 @@ def _fit(values: list[Any]) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return True
+
+
+def data_sha256(data: Dataset) -> str:
+    """The SHA-256 of all examples in their order, wherever they were read from."""
+    digest = hashlib.sha256()
+    columns = sorted(set(data.column_names) - {SOURCE})
+    for batch in data.select_columns(columns).with_format("arrow").iter(batch_size=1000):
+        digest.update(json.dumps(batch.to_pylist(), default=repr).encode())
+    return digest.hexdigest()
 
 
 def example(data: Dataset, place: int) -> str:

@@ -1,6 +1,7 @@
 """What a sweep prepares and writes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def test_what_is_written(encoder: Path, tmp_path: Path, make: Callable[..., Run]
         sweep(new(encoder), runs, tmp_path)
     with pytest.raises(ValueError, match="resume: the run was started with runs"):
         sweep(new(encoder), runs[:2], tmp_path, resume=True)
+    turned = DATA[0], DATA[1].select(range(len(DATA[1]) - 1, -1, -1))
+    changed = [*runs[:-1], replace(runs[-1], data=turned)]
+    message = rf"runs\.{runs[-1].name}\.data_sha256\.validation = \w+, got"
+    with pytest.raises(ValueError, match=message):
+        sweep(new(encoder), changed, tmp_path, resume=True)
     (tmp_path / "notes.txt").write_text("mine")
     other = make("tags", "tags", epochs=1)
     table = sweep(new(encoder), [runs[0], other], tmp_path, overwrite=True)

@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
-from ptv2.tasks import SequenceClassification, TokenClassification, load_data, make_task
+from ptv2.tasks import (
+    SequenceClassification,
+    TokenClassification,
+    data_sha256,
+    load_data,
+    make_task,
+)
 from ptv2.tasks.data import SOURCE, check_columns, check_labels
 from tests.encoder import examples, write_csv, write_jsonl
 
@@ -196,6 +203,19 @@ def test_lines_of_cells_with_line_feeds(tmp_path: Path) -> None:
     assert data[SOURCE][:] == [f"line {line} of a.csv" for line in (3, 7, 8, 10)]
     with pytest.raises(ValueError, match=r"got '' in example 3 \(line 10 of a\.csv\)"):
         check_labels(data, "label_column", zip(data["b"], strict=True))
+
+
+def test_what_data_holds_and_in_which_order_makes_its_sha256(tmp_path: Path) -> None:
+    rows = [{"text": f"é {i}", "words": [{"n": i}], "label": None} for i in range(1003)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = load_data(tmp_path / "a.jsonl")
+    known = data_sha256(data)
+    assert known == data_sha256(Dataset.from_list(rows).with_format("numpy"))
+    assert known == data_sha256(data.select(range(1003)).select_columns(data.column_names[::-1]))
+    others = [data.shuffle(seed=0), data.select(range(1002)), data.rename_column("text", "texts")]
+    rows[-1]["words"] = [{"n": 0}]
+    others.append(Dataset.from_list(rows))
+    assert len({known, *map(data_sha256, others)}) == 5
 
 
 def test_messages_name_the_line_also_after_shuffling(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ptv2 import Predictor, PromptConfig, PromptModel
 from ptv2.cli import app
-from ptv2.tasks import Collator, ImageClassification
+from ptv2.tasks import Collator, ImageClassification, data_sha256
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 
@@ -87,6 +87,7 @@ def test_images_of_datasets_and_in_memory(backbone, rows):
     processor = ViTImageProcessor.from_pretrained(backbone)
     task = ImageClassification(processor).fit_labels(data)
     assert task.labels == ("red", "green", "blue")
+    assert data_sha256(data) != data_sha256(data.select([1, 0]))
     prepared = list(task.prepare(data))
     batch = Collator(task)(prepared)
     assert batch["pixel_values"].shape == (2, 3, 16, 16)

@@ -51,6 +51,13 @@ def test_a_run_is_resumed_only_with_its_settings(encoder: Path, tmp_path: Path) 
     message = r"resume: the run was started with train\.batch_size = 24, got 12"
     with pytest.raises(ValueError, match=message):
         train(predictor.model, "t", task, DATA, tmp_path / "run", other, resume=True)
+    same = DATA[0].add_column("_source", [f"line {i} of moved.jsonl" for i in range(48)])
+    train(predictor.model, "t", task, (same, DATA[1]), tmp_path / "run", short, resume=True)
+    turned = DATA[0].select(range(47, -1, -1))
+    with pytest.raises(
+        ValueError, match=r"resume: .* with data_sha256\.train = \w{64}, got \w{64}"
+    ):
+        train(predictor.model, "t", task, (turned, DATA[1]), tmp_path / "run", short, resume=True)
 
 
 def test_a_run_says_what_its_prompt_started_from(encoder: Path, tmp_path: Path) -> None:
