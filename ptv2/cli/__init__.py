@@ -1,7 +1,10 @@
 """The command line `ptv2`: one module for each kind of use."""
 
+from typing import Annotated
+
 import typer
 
+from ..version import __version__
 from .bench import bench
 from .convert import convert
 from .serve import serve
@@ -10,11 +13,25 @@ from .sweep import sweep
 from .train import train
 from .use import evaluate_prompt, predict
 
-app = typer.Typer(
-    help="P-Tuning v2: train, evaluate and use deep prompts on a frozen encoder.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """P-Tuning v2: train, evaluate and use deep prompts on a frozen encoder."""
+
+
 app.command()(train)
 app.command()(sweep)
 app.command("eval")(evaluate_prompt)

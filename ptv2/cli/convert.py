@@ -16,9 +16,12 @@ FORMATS = ("ptv2", "peft")
 
 @reports_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="A folder of PEFT, adapters or P-tuning-v2.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of PEFT, adapters or P-tuning-v2, or of a saved prompt."),
+    ],
     output: Annotated[Path, option("Directory for what comes out.")],
-    to: Annotated[str, option("ptv2; or peft, of a prompt saved here.")] = "ptv2",
+    to: Annotated[str, option("ptv2; or peft, of a saved prompt.")] = "ptv2",
     backbone: Backbone = None,
     name: Annotated[str | None, option("Name of the task, if not that of --output.")] = None,
     labels: Annotated[str | None, option("Names of the classes, as positive,negative.")] = None,

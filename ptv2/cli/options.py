@@ -53,7 +53,8 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
-DATA = "A .jsonl, .json, .csv or .tsv file, or the NAME[:CONFIG] of a dataset."
+DATA_PANEL = "Data"
+DATA = "A .jsonl, .json, .csv or .tsv file, or the NAME[:CONFIG] of a data set."
 PromptDir = Annotated[Path, option("Directory of a saved prompt.")]
 Backbone = Annotated[str | None, option("Directory or name of the encoder, if not the prompt's.")]
 MaxLength = Annotated[
@@ -109,7 +110,8 @@ def takes_task_options(labelled: bool = True) -> Callable[[Callable[..., R]], Ca
                 continue
             for name in taken:
                 kind, text = TASK_OPTIONS[name]
-                annotation = Annotated[kind | None, option(text)]  # type: ignore[valid-type]
+                declared = typer.Option(help=text, rich_help_panel=DATA_PANEL)
+                annotation = Annotated[kind | None, declared]  # type: ignore[valid-type]
                 parameters.append(
                     parameter.replace(name=name, default=None, annotation=annotation)
                 )

@@ -8,12 +8,9 @@ import typer
 from ..model import PromptModel
 from ..predictor import Predictor
 from ..report import print_sweep
-from ..schedules import SCHEDULES
 from ..sweep import has_matplotlib, read_plan, runs_of_plan
 from ..sweep import sweep as train_runs
-from ..tasks import TASKS
 from .options import (
-    DATA,
     NO_OPTIONS,
     MaxLength,
     Overwrite,
@@ -24,10 +21,12 @@ from .options import (
     reports_errors,
     takes_task_options,
 )
+from .panels import SWEPT, setting
 
 Texts = list[str] | None
 Numbers = list[float] | None
 Counts = list[int] | None
+FOR_ALL = "The same for all runs."
 
 
 @reports_errors
@@ -38,53 +37,38 @@ def sweep(
     plan: Annotated[
         Path | None, option("TOML file with a table for each data set, instead of the options.")
     ] = None,
-    task: Annotated[str | None, option(f"Kind of task: {' or '.join(TASKS)}.")] = None,
-    train: Annotated[str | None, option(DATA)] = None,
-    validation: Annotated[str | None, option("As --train; it picks the best epoch.")] = None,
-    train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
-    validation_split: Annotated[
-        str | None, option("Split of a named dataset: validation.")
-    ] = None,
+    task: Annotated[str | None, option(f"Kind of task: {', '.join(SWEPT)}.")] = None,
+    train: Annotated[str | None, setting("train")] = None,
+    validation: Annotated[str | None, setting("validation")] = None,
+    train_split: Annotated[str | None, setting("train_split")] = None,
+    validation_split: Annotated[str | None, setting("validation_split")] = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
-    prompt_length: Annotated[Counts, option("Prompt keys and values in each layer.")] = None,
-    parametrization: Annotated[Texts, option("direct, mlp or lstm.")] = None,
-    injection: Annotated[Texts, option("key-value or hidden-state.")] = None,
-    network_size: Annotated[Counts, option("Width of the network of mlp or lstm.")] = None,
-    layers: Annotated[Texts, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
-    gate: Annotated[
-        bool, option("Learned gates, closed at the start, for all.", "--gate")
-    ] = False,
-    init_std: Annotated[Numbers, option("Spread of the prompt at the start.")] = None,
-    prompt_dropout: Annotated[Numbers, option("On the prompt, one mask a step.")] = None,
-    head_dropout: Annotated[Numbers, option("Before each linear layer of the head.")] = None,
-    pooling: Annotated[Texts, option("mean, first or last, for one label a text.")] = None,
-    head_activation: Annotated[
-        Texts, option("tanh or gelu of a hidden layer in the head, if it has one.")
-    ] = None,
-    position_offset: Annotated[
-        Counts, option("Position of the first token; for PEFT, the prompt's length.")
-    ] = None,
-    token_types: Annotated[
-        bool | None, option("Tell the second text of a pair apart, for all.")
-    ] = None,
-    learning_rate: Annotated[Numbers, option("Peak of the schedule.")] = None,
-    head_learning_rate: Annotated[Numbers, option("The head's, if another.")] = None,
-    epochs: Annotated[Counts, option("Passes over the data.")] = None,
-    batch_size: Annotated[Counts, option("Examples a step.")] = None,
-    token_budget: Annotated[Counts, option("Tokens a step at most, instead.")] = None,
-    warmup_ratio: Annotated[Numbers, option("Share of the steps.")] = None,
-    scheduler: Annotated[Texts, option(f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}.")] = None,
-    weight_decay: Annotated[Numbers, option("Of AdamW.")] = None,
-    seed: Annotated[Counts, option("Of everything random.")] = None,
-    precision: Annotated[str | None, option("fp32 or bf16, for all.")] = None,
-    backbone_dropout: Annotated[
-        bool | None, option("The frozen encoder's own dropout, for all.")
-    ] = None,
-    checkpointing: Annotated[
-        str | None,
-        option("none, layers or selective, for all: what the backward computes again."),
-    ] = None,
+    prompt_length: Annotated[Counts, setting("prompt_length")] = None,
+    parametrization: Annotated[Texts, setting("parametrization")] = None,
+    network_size: Annotated[Counts, setting("network_size")] = None,
+    injection: Annotated[Texts, setting("injection")] = None,
+    layers: Annotated[Texts, setting("layers")] = None,
+    gate: Annotated[bool, setting("gate", "--gate", note=FOR_ALL)] = False,
+    init_std: Annotated[Numbers, setting("init_std")] = None,
+    prompt_dropout: Annotated[Numbers, setting("prompt_dropout")] = None,
+    head_dropout: Annotated[Numbers, setting("head_dropout")] = None,
+    pooling: Annotated[Texts, setting("pooling")] = None,
+    head_activation: Annotated[Texts, setting("head_activation")] = None,
+    position_offset: Annotated[Counts, setting("position_offset")] = None,
+    token_types: Annotated[bool | None, setting("token_types", note=FOR_ALL)] = None,
+    learning_rate: Annotated[Numbers, setting("learning_rate")] = None,
+    head_learning_rate: Annotated[Numbers, setting("head_learning_rate")] = None,
+    scheduler: Annotated[Texts, setting("scheduler")] = None,
+    warmup_ratio: Annotated[Numbers, setting("warmup_ratio")] = None,
+    weight_decay: Annotated[Numbers, setting("weight_decay")] = None,
+    epochs: Annotated[Counts, setting("epochs")] = None,
+    batch_size: Annotated[Counts, setting("batch_size")] = None,
+    token_budget: Annotated[Counts, setting("token_budget")] = None,
+    precision: Annotated[str | None, setting("precision", note=f"No fp16 here. {FOR_ALL}")] = None,
+    backbone_dropout: Annotated[bool | None, setting("backbone_dropout", note=FOR_ALL)] = None,
+    checkpointing: Annotated[str | None, setting("checkpointing", note=FOR_ALL)] = None,
+    seed: Annotated[Counts, setting("seed")] = None,
     plot: Annotated[
         bool | None, option("Draw the curves; done if matplotlib is installed.")
     ] = None,
@@ -93,7 +77,8 @@ def sweep(
 ) -> None:
     """Train many prompts at once on one encoder: every combination of repeated options, or a plan.
 
-    In the plan, a list of values is what a repeated option is here.
+    In the plan, a list of values is what a repeated option is here. What is not given is as in
+    `ptv2 train`.
     """
     settings = {
         "prompt_length": prompt_length,

@@ -14,14 +14,12 @@ from ..predictor import Predictor
 from ..processes import is_main
 from ..recipes import recipe as read_recipe
 from ..report import print_fields, print_scores
-from ..schedules import SCHEDULES
 from ..settings import UNREAD, reads, require_room
-from ..tasks import TASKS, load_data, make_task
+from ..tasks import load_data, make_task
 from ..train_config import TrainConfig
 from ..training import prepare_module
 from ..training import train as train_task
 from .options import (
-    DATA,
     NO_OPTIONS,
     MaxLength,
     Overwrite,
@@ -32,6 +30,7 @@ from .options import (
     reports_errors,
     takes_task_options,
 )
+from .panels import TRAINED, setting
 
 
 def _use_recipe(context: typer.Context, name: str | None) -> str | None:
@@ -68,9 +67,9 @@ def _check_given(given: set[str]) -> None:
 def train(
     context: typer.Context,
     backbone: Annotated[str, option("Directory or name of the encoder.")],
-    task: Annotated[str, option(f"Kind of task: {' or '.join(TASKS)}.")],
-    train: Annotated[str, option(DATA)],
-    validation: Annotated[str, option("As --train; it picks the best epoch.")],
+    task: Annotated[str, option(f"Kind of task: {', '.join(TRAINED)}.")],
+    train: Annotated[str, setting("train")],
+    validation: Annotated[str, setting("validation")],
     output: Annotated[Path, option("Directory for the prompt, its settings and metrics.")],
     recipe: Annotated[
         str | None,
@@ -82,78 +81,43 @@ def train(
         ),
     ] = None,
     name: Annotated[str | None, option("Name of the task, if not that of the directory.")] = None,
-    train_split: Annotated[str | None, option("Split of a named dataset: train.")] = None,
-    validation_split: Annotated[
-        str | None, option("Split of a named dataset: validation.")
-    ] = None,
+    train_split: Annotated[str | None, setting("train_split")] = None,
+    validation_split: Annotated[str | None, setting("validation_split")] = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
-    prompt_length: Annotated[int, option("Prompt keys and values in each layer.")] = (
-        PromptConfig.prompt_length
-    ),
-    parametrization: Annotated[str, option("direct, mlp or lstm.")] = PromptConfig.parametrization,
-    injection: Annotated[str, option("key-value or hidden-state.")] = PromptConfig.injection,
-    network_size: Annotated[int, option("Width of the network of mlp or lstm.")] = (
-        PromptConfig.network_size
-    ),
-    gate: Annotated[
-        bool,
-        option("Learned gates, closed at the start: it begins as the bare encoder.", "--gate"),
-    ] = PromptConfig.gate,
-    start_from: Annotated[
-        Path | None, option("Directory of a saved prompt whose values it starts with.")
-    ] = None,
-    start_from_text: Annotated[
-        str | None, option("A text whose keys and values it starts with.")
-    ] = None,
-    depth: Annotated[
-        str, option("layers; or input, for comparison with prompt tuning and P-tuning.")
-    ] = PromptConfig.depth,
-    layers: Annotated[str | None, option("Layers with a prompt, as 0,1,5, if not all.")] = None,
-    init_std: Annotated[float, option("Spread of the prompt at the start.")] = (
-        PromptConfig.init_std
-    ),
-    prompt_dropout: Annotated[float, option("On the prompt, one mask a step.")] = (
-        PromptConfig.prompt_dropout
-    ),
-    head_dropout: Annotated[float, option("Before each linear layer of the head.")] = (
-        PromptConfig.head_dropout
-    ),
-    pooling: Annotated[str | None, option("mean, first or last, for one label a text.")] = None,
-    head_activation: Annotated[
-        str | None, option("tanh or gelu of a hidden layer in the head, if it has one.")
-    ] = PromptConfig.head_activation,
-    position_offset: Annotated[
-        int, option("Position of the first token; for PEFT, the prompt's length.")
-    ] = PromptConfig.position_offset,
-    token_types: Annotated[bool, option("Tell the second text of a pair apart.")] = (
-        PromptConfig.token_types
-    ),
-    learning_rate: Annotated[float, option("Peak of the schedule.")] = TrainConfig.learning_rate,
-    head_learning_rate: Annotated[float | None, option("The head's, if another.")] = (
-        TrainConfig.head_learning_rate
-    ),
-    epochs: Annotated[int, option("Passes over the data.")] = TrainConfig.epochs,
-    batch_size: Annotated[int, option("Examples a step.")] = TrainConfig.batch_size,
-    token_budget: Annotated[int | None, option("Tokens a step at most, instead.")] = None,
-    packing: Annotated[bool, option("Batches without a padding token.", "--packing")] = False,
-    warmup_ratio: Annotated[float, option("Share of the steps.")] = TrainConfig.warmup_ratio,
-    scheduler: Annotated[str, option(f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}.")] = (
-        TrainConfig.scheduler
-    ),
-    weight_decay: Annotated[float, option("Of AdamW.")] = TrainConfig.weight_decay,
-    precision: Annotated[str, option("fp32, bf16 or fp16.")] = TrainConfig.precision,
-    backbone_dropout: Annotated[bool, option("The frozen encoder's own dropout.")] = (
-        TrainConfig.backbone_dropout
-    ),
-    checkpointing: Annotated[
-        str, option("none, layers or selective: what the backward computes again to save memory.")
-    ] = TrainConfig.checkpointing,
-    compile: Annotated[bool, option("With torch.compile.", "--compile")] = False,
+    prompt_length: Annotated[int, setting("prompt_length")] = PromptConfig.prompt_length,
+    parametrization: Annotated[str, setting("parametrization")] = PromptConfig.parametrization,
+    network_size: Annotated[int, setting("network_size")] = PromptConfig.network_size,
+    injection: Annotated[str, setting("injection")] = PromptConfig.injection,
+    depth: Annotated[str, setting("depth")] = PromptConfig.depth,
+    layers: Annotated[str | None, setting("layers")] = None,
+    gate: Annotated[bool, setting("gate", "--gate")] = PromptConfig.gate,
+    start_from: Annotated[Path | None, setting("start_from")] = None,
+    start_from_text: Annotated[str | None, setting("start_from_text")] = None,
+    init_std: Annotated[float, setting("init_std")] = PromptConfig.init_std,
+    prompt_dropout: Annotated[float, setting("prompt_dropout")] = PromptConfig.prompt_dropout,
+    head_dropout: Annotated[float, setting("head_dropout")] = PromptConfig.head_dropout,
+    pooling: Annotated[str | None, setting("pooling")] = None,
+    head_activation: Annotated[str | None, setting("head_activation")] = None,
+    position_offset: Annotated[int, setting("position_offset")] = PromptConfig.position_offset,
+    token_types: Annotated[bool, setting("token_types")] = PromptConfig.token_types,
+    learning_rate: Annotated[float, setting("learning_rate")] = TrainConfig.learning_rate,
+    head_learning_rate: Annotated[float | None, setting("head_learning_rate")] = None,
+    scheduler: Annotated[str, setting("scheduler")] = TrainConfig.scheduler,
+    warmup_ratio: Annotated[float, setting("warmup_ratio")] = TrainConfig.warmup_ratio,
+    weight_decay: Annotated[float, setting("weight_decay")] = TrainConfig.weight_decay,
+    epochs: Annotated[int, setting("epochs")] = TrainConfig.epochs,
+    batch_size: Annotated[int, setting("batch_size")] = TrainConfig.batch_size,
+    token_budget: Annotated[int | None, setting("token_budget")] = None,
+    packing: Annotated[bool, setting("packing", "--packing")] = False,
+    precision: Annotated[str, setting("precision")] = TrainConfig.precision,
+    backbone_dropout: Annotated[bool, setting("backbone_dropout")] = TrainConfig.backbone_dropout,
+    checkpointing: Annotated[str, setting("checkpointing")] = TrainConfig.checkpointing,
+    compile: Annotated[bool, setting("compile", "--compile")] = False,
+    seed: Annotated[int, setting("seed")] = TrainConfig.seed,
     save_steps: Annotated[
         int | None, option("A checkpoint every so many steps, besides those of the epochs.")
     ] = None,
-    seed: Annotated[int, option("Of everything random.")] = TrainConfig.seed,
     dry_run: Annotated[
         bool, option("Train nothing; say what a step needs in memory.", "--dry-run")
     ] = False,
@@ -225,9 +189,9 @@ def train(
     set_seed(seed)
     text = None if start_from_text is None else predictor.tokenizer(start_from_text)["input_ids"]
     prompt_config = PromptConfig.from_dict(prompt)
-    for setting in given & UNREAD.keys():
-        if not reads(setting, prompt_config, start_from):
-            raise ValueError(UNREAD[setting])
+    for unread in given & UNREAD.keys():
+        if not reads(unread, prompt_config, start_from):
+            raise ValueError(UNREAD[unread])
     predictor.model.add_task(name, prompt_config, start_from=start_from, start_from_text=text)
     if dry_run:
         module = prepare_module(predictor.model, name, config)

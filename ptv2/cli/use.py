@@ -40,7 +40,7 @@ from .options import (
 def evaluate_prompt(
     prompt: PromptDir,
     data: Annotated[str, option(DATA)],
-    split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
+    split: Annotated[str | None, option("Split of a named data set, if not test.")] = None,
     backbone: Backbone = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,
@@ -69,8 +69,8 @@ def predict(
     text_pair: Annotated[
         list[str] | None, option("The second text of each --text; a question's context.")
     ] = None,
-    data: Annotated[str | None, option("File or dataset, instead of --text.")] = None,
-    split: Annotated[str | None, option("Split of a named dataset: test.")] = None,
+    data: Annotated[str | None, option("File or data set, instead of --text.")] = None,
+    split: Annotated[str | None, option("Split of a named data set, if not test.")] = None,
     backbone: Backbone = None,
     task_options: TaskOptions = NO_OPTIONS,
     max_length: MaxLength = None,

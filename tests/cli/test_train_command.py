@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from ptv2 import __version__
+from ptv2.cli.panels import PANELS
 from tests.cli.commands import CITIES, SENTIMENT, SHORT, fails, ptv2, training
 from tests.encoder import examples, write_jsonl
 
@@ -217,3 +219,11 @@ def test_help() -> None:
     result = ptv2("--help")
     for command in ("train", "sweep", "eval", "predict", "convert", "info", "demo"):
         assert command in result.stdout
+    assert ptv2("--version").stdout.strip() == __version__
+    pages = {command: ptv2(command, "--help").stdout for command in ("train", "sweep")}
+    for page in pages.values():
+        assert all(panel in page for panel in PANELS)
+        assert "multiple-choice" in page
+        assert "feature-extraction" not in page
+    assert "image-classification" in pages["train"]
+    assert "image-classification" not in pages["sweep"]
