@@ -66,7 +66,7 @@ class PromptModel(PromptStore):
         Args:
             backbone_dropout: whether the backbone's own dropout acts while the module trains.
         """
-        self._config(name)
+        self.task_config(name)
         return TaskModel(self, name, backbone_dropout)
 
     def forward(
@@ -126,7 +126,7 @@ class PromptModel(PromptStore):
             self._require_positions(position_ids, attention_mask, task)
         packed = pack_inputs(self.backbone, inputs, cu_seqlens, max_seqlen)
         if isinstance(task, str):
-            wanted = task_labels(self._config(task), labels, start_positions, end_positions)
+            wanted = task_labels(self.task_config(task), labels, start_positions, end_positions)
             return self._forward_task(task, inputs, packed, choices, wanted, output_hidden_states)
         if start_positions is not None or end_positions is not None:
             raise ValueError("start_positions: expected one task's name in task, got a list")
@@ -145,7 +145,7 @@ class PromptModel(PromptStore):
         task: str | Sequence[str | None] | None,
     ) -> None:
         names = [task] if isinstance(task, str) else task or ()
-        offset = max((self._config(x).positions for x in names if x is not None), default=0)
+        offset = max((self.task_config(x).positions for x in names if x is not None), default=0)
         if offset:
             require_positions(self.backbone, position_ids, attention_mask, offset)
 
@@ -187,7 +187,7 @@ class PromptModel(PromptStore):
             raise ValueError(f"task: expected {rows} names, one a row, got {len(tasks)}")
         names = list(dict.fromkeys(name for name in tasks if name is not None))
         for name in names:
-            self._config(name)
+            self.task_config(name)
         encoded = self._encode(inputs, packed, names, tasks, output_hidden_states)
         heads = {name: cast(Head, self.heads[name]) for name in names if name in self.heads}
         layout = packed or Padded(inputs.get("attention_mask"))

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 R = TypeVar("R")
 
@@ -13,6 +13,17 @@ R = TypeVar("R")
 def is_main() -> bool:
     """Whether this process is the one that writes and prints; true if there is only one."""
     return bool(_state().is_main_process)
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return int(_state().num_processes)
+
+
+def require_everywhere(holds: bool, message: str) -> None:
+    """Raise a ValueError with the message in every process unless something holds in all."""
+    if not all(gather_object([holds])):
+        raise ValueError(message)
 
 
 def on_main(function: Callable[[], R]) -> R | None:

@@ -141,7 +141,7 @@ class PromptStore(nn.Module):
 
     def remove_task(self, name: str) -> None:
         """Take a task, its prompt and its head away."""
-        self._config(name)
+        self.task_config(name)
         del self.tasks[name], self.prompts[name]
         if name in self.heads:
             del self.heads[name]
@@ -160,7 +160,7 @@ class PromptStore(nn.Module):
             UnknownTaskError: there is no such task.
             ValueError: the prompt is of depth "input".
         """
-        if self._config(name).depth == "input":
+        if self.task_config(name).depth == "input":
             raise ValueError(f"name: the prompt of {name!r} is before the text, in no layer")
         return self.folded(name).key_value
 
@@ -191,7 +191,7 @@ class PromptStore(nn.Module):
         given = [task] if isinstance(task, str) else rows or []
         names = list(dict.fromkeys(name for name in given if name is not None))
         for name in names:
-            if self._config(name).depth == "input":
+            if self.task_config(name).depth == "input":
                 raise ValueError(f"task: the prompt of {name!r} is in no layer, expected others")
         return self._pool(names, rows, None)
 
@@ -211,14 +211,19 @@ class PromptStore(nn.Module):
         )
 
     def _prompt(self, name: str) -> Prompt:
-        self._config(name)
+        self.task_config(name)
         return cast(Prompt, self.prompts[name])
 
     def head(self, name: str) -> Head | None:
         """A task's head; None for feature extraction."""
         return cast(Head, self.heads[name]) if name in self.heads else None
 
-    def _config(self, name: str) -> PromptConfig:
+    def task_config(self, name: str) -> PromptConfig:
+        """A task's configuration.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+        """
         if name not in self.tasks:
             known = ", ".join(self.tasks) or "none"
             raise UnknownTaskError(f"task: {name!r} is unknown; the model's tasks are: {known}")

@@ -1,21 +1,85 @@
-"""The directory of a training run: one writer at a time, and nothing overwritten unasked."""
+"""The directory of a training run: what it says, one writer, and nothing overwritten unasked."""
 
 import fcntl
 import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from .assets import CARD, is_asset
+from .model import PromptModel
+from .processes import process_count
 from .storage import write_json
+from .tasks import Task
+from .train_config import TrainConfig
 from .version import __version__
 
 CHECKPOINTS, RUN_CONFIG, METRICS = "checkpoints", "run_config.json", "metrics.json"
+_STAGED, _DISCARDED = f".{CHECKPOINTS}", f".{CHECKPOINTS}-discarded"
+
+
+def describe_run(
+    model: PromptModel,
+    name: str,
+    task: Task,
+    config: TrainConfig,
+    data: tuple[Dataset, Dataset],
+    sha256: Sequence[str],
+) -> dict[str, Any]:
+    """What `run_config.json` holds: all that a run depends on, before it starts.
+
+    Args:
+        name: of the task in the model.
+        data: training and validation examples.
+        sha256: of each.
+    """
+    parts = ("train", "validation")
+    return {
+        "name": name,
+        "backbone": model.identity.describe(),
+        "task": task.settings(),
+        "prompt": model.tasks[name].to_dict(),
+        "start_from": None,
+        **model.origin(name),
+        "train": asdict(config),
+        "examples": dict(zip(parts, map(len, data), strict=True)),
+        "data_sha256": dict(zip(parts, sha256, strict=True)),
+        "processes": process_count(),
+    }
+
+
+def surroundings(
+    model: PromptModel, name: str, task: Task, references: Sequence[Any]
+) -> dict[str, Any]:
+    """What `metrics.json` holds beside the scores, to compare them with.
+
+    Args:
+        name: of the task in the model.
+        references: of the validation examples.
+    """
+    module = model.for_task(name)
+    return {
+        "majority": task.majority(references),
+        "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "environment": environment(),
+    }
+
+
+def save_run(
+    model: PromptModel, name: str, directory: Path, run: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Save a trained task with its settings and metrics."""
+    model.save_task(name, directory)
+    write_json(directory / RUN_CONFIG, run)
+    write_json(directory / METRICS, metrics)
 
 
 def open_run(output_dir: Path, run: dict[str, Any], resume: bool, overwrite: bool) -> int:
@@ -54,17 +118,20 @@ def _start_run(output_dir: Path, started: Path, run: dict[str, Any], overwrite: 
         for name, ours in ((CHECKPOINTS, started.is_file()), (CARD, is_asset(output_dir))):
             if (output_dir / name).exists() and not ours:
                 raise FileExistsError(f"output: {output_dir} has a {name} that is not of a run")
-        shutil.rmtree(output_dir / CHECKPOINTS, ignore_errors=True)
-    staged = output_dir / f".{CHECKPOINTS}"
-    shutil.rmtree(staged, ignore_errors=True)  # of a run that was killed right here
+    staged, discarded = output_dir / _STAGED, output_dir / _DISCARDED
+    for left_over in (staged, discarded):  # of a run that was killed right here
+        shutil.rmtree(left_over, ignore_errors=True)
     staged.mkdir()
     write_json(staged / RUN_CONFIG, run)
+    if started.is_file():
+        (output_dir / CHECKPOINTS).rename(discarded)
     staged.rename(output_dir / CHECKPOINTS)
+    shutil.rmtree(discarded, ignore_errors=True)
 
 
 def _kept_nothing(output_dir: Path) -> bool:
     """Whether there is nothing but a run that ended before its first checkpoint."""
-    folders = [output_dir / CHECKPOINTS, output_dir / f".{CHECKPOINTS}"]
+    folders = [output_dir / CHECKPOINTS, output_dir / _STAGED]
     return all(
         path in folders
         and path.is_dir()

@@ -124,6 +124,16 @@ class TaskModel(nn.Module):
         else:  # its name before transformers 5.23
             backbone.gradient_checkpointing_enable(kwargs, **options)
 
+    def activation_checkpointing_disable(self) -> None:
+        """Store all that the backward needs."""
+        backbone = self.backbone
+        if not any(getattr(x, "gradient_checkpointing", False) for x in backbone.modules()):
+            return  # also of a family that has none
+        if hasattr(backbone, "activation_checkpointing_disable"):
+            backbone.activation_checkpointing_disable()
+        else:  # its name before transformers 5.23
+            backbone.gradient_checkpointing_disable()
+
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:

@@ -76,6 +76,11 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.token_budget is not None and self.batch_size != TrainConfig.batch_size:
+            raise ValueError(
+                f"batch_size: a token budget takes its place, expected no other than "
+                f"{TrainConfig.batch_size}, got {self.batch_size}"
+            )
         if self.scheduler == CONSTANT and self.warmup_ratio not in (0, TrainConfig.warmup_ratio):
             raise ValueError(
                 "warmup_ratio: the scheduler 'constant' has no warm-up, expected 0 or "

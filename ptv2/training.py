@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,15 @@ from transformers import TrainingArguments
 from .checkpoints import newest
 from .model import PromptModel
 from .predictor import Predictor
-from .processes import is_main, on_main
-from .run_directory import CHECKPOINTS, METRICS, RUN_CONFIG, environment, open_run
-from .storage import write_json
+from .processes import is_main, on_main, require_everywhere
+from .run_directory import (
+    CHECKPOINTS,
+    RUN_CONFIG,
+    describe_run,
+    open_run,
+    save_run,
+    surroundings,
+)
 from .task_model import TaskModel
 from .tasks import Task, data_sha256
 from .train_config import TrainConfig
@@ -60,16 +65,19 @@ def train(
     Raises:
         FileExistsError: the directory is not empty, and neither resume nor overwrite is given.
         FileNotFoundError: there is no run to resume.
+        UnknownTaskError: the model has no task of that name.
         ValueError: the data does not fit the task, the run to resume has other settings or data,
-            or it is to be both resumed and overwritten.
+            or it is to be both resumed and overwritten; or the directory is not one that all
+            processes share.
         Diverged: the loss was not finite after the first epoch.
     """
     if resume and overwrite:
         raise ValueError("overwrite: expected either resume or overwrite, got both")
     config = config or TrainConfig()
-    for field in ("labels", *task.prompt_fields):
-        expected, got = getattr(model.tasks[name], field), getattr(task, field)
-        if expected != got:
+    kept = model.task_config(name)
+    found = {"task": task.kind, **{x: getattr(task, x) for x in ("labels", *task.prompt_fields)}}
+    for field, got in found.items():
+        if (expected := getattr(kept, field)) != got:
             raise ValueError(f"{field}: expected {expected}, got {got}")
     for part, examples in zip(("training", "validation"), data, strict=True):
         if not len(examples):
@@ -77,46 +85,31 @@ def train(
     output_dir = Path(output_dir).resolve()
     features = task.prepare(data[0]), task.prepare(data[1])
     references = task.references(data[1])
-    run = {
-        "name": name,
-        "backbone": model.identity.describe(),
-        "task": task.settings(),
-        "prompt": model.tasks[name].to_dict(),
-        "start_from": None,
-        **model.origin(name),
-        "train": asdict(config),
-        "examples": {"train": len(data[0]), "validation": len(data[1])},
-        "data_sha256": {"train": data_sha256(data[0]), "validation": data_sha256(data[1])},
-    }
-    lock = on_main(partial(open_run, output_dir, run, resume, overwrite))
+    run = describe_run(model, name, task, config, data, [data_sha256(part) for part in data])
     module = prepare_module(model, name, config)
+    lock = on_main(partial(open_run, output_dir, run, resume, overwrite))
+    checkpoints = output_dir / CHECKPOINTS
     try:
-        metrics = fit(module, task, features, references, output_dir / CHECKPOINTS, config, resume)
-        metrics |= {
-            "majority": task.majority(references),
-            "trained_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-            "environment": environment(),
-        }
-        on_main(partial(_write_run, model, name, output_dir, run, metrics))
+        require_everywhere(
+            (checkpoints / RUN_CONFIG).is_file(),
+            f"output: expected a directory that all machines share, got {output_dir}",
+        )
+        metrics = fit(module, task, features, references, checkpoints, config, resume)
+        metrics |= surroundings(model, name, task, references)
+        on_main(partial(save_run, model, name, output_dir, run, metrics))
     finally:
         if lock is not None:
             os.close(lock)
     return metrics
 
 
-def _write_run(
-    model: PromptModel, name: str, output_dir: Path, run: dict[str, Any], metrics: dict[str, Any]
-) -> None:
-    model.save_task(name, output_dir)
-    write_json(output_dir / RUN_CONFIG, run)
-    write_json(output_dir / METRICS, metrics)
-
-
 def prepare_module(model: PromptModel, name: str, config: TrainConfig) -> TaskModel:
     """The module that `fit` trains: one task of the model, with the config's dropout,
     checkpointing and compilation."""
     module = model.for_task(name, config.backbone_dropout)
-    if config.checkpointing != "none":
+    if config.checkpointing == "none":
+        module.activation_checkpointing_disable()  # of a run before
+    else:
         module.activation_checkpointing_enable(keep_attention=config.checkpointing == "selective")
     if config.compile:
         module.compile()
@@ -187,7 +180,7 @@ def fit(
 
 
 def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -211,6 +204,8 @@ def _arguments(task: Task, output_dir: Path, config: TrainConfig) -> TrainingArg
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process for each GPU, never DataParallel
+    return arguments
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

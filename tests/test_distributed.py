@@ -78,3 +78,5 @@ def test_resuming_within_an_epoch_is_bitwise_the_same(folder: Path, found: dict[
 def test_all_processes_fail_together(found: dict[str, Any]) -> None:
     assert len(found["refused"]) == 2
     assert all("small is not empty; choose another, or resume" in x for x in found["refused"])
+    assert len(found["apart"]) == 2
+    assert all("output: expected a directory that all machines share" in x for x in found["apart"])

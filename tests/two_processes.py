@@ -61,6 +61,10 @@ def main() -> None:
         run(encoder, root / "small", SMALL, CONFIG)
     except FileExistsError as error:
         found["refused"] = gather_object([str(error)])
+    try:
+        run(encoder, root / f"disk{int(is_main())}" / "run", SMALL, CONFIG)
+    except ValueError as error:
+        found["apart"] = gather_object([str(error)])
     if is_main():
         print(json.dumps(found))
     torch.distributed.destroy_process_group()

@@ -24,6 +24,7 @@ from .options import (
     MaxLength,
     Overwrite,
     TaskOptions,
+    chosen_device,
     layer_numbers,
     option,
     options_of,
@@ -131,6 +132,8 @@ def train(
     given = _given(context)
     _check_given(given)
     available = None if memory is None else parse_bytes(memory)
+    if token_budget is not None and "batch_size" not in given:
+        batch_size = TrainConfig.batch_size  # instead of a recipe's
     config = TrainConfig(
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
@@ -194,6 +197,7 @@ def train(
             raise ValueError(UNREAD[unread])
     predictor.model.add_task(name, prompt_config, start_from=start_from, start_from_text=text)
     if dry_run:
+        predictor.model.to(chosen_device(None))
         module = prepare_module(predictor.model, name, config)
         if available is None:
             available = device_memory(predictor.model.device)

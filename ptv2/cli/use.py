@@ -104,6 +104,10 @@ def predict(
     for directory, (name, kind) in zip(prompt, kinds.items(), strict=True):
         own = trained_with(directory, kind, max_length) | options[kind]
         if text:
+            if own.get("text_pair_column") and not text_pair:
+                raise ValueError(
+                    f"text_pair: {name!r} was trained on pairs, expected one for each --text"
+                )
             own = {key: own[key] for key in own if not key.endswith("_column")}
             own |= typed_columns(kind, text_pair)
         readers[name] = predictor.task(name, **own)

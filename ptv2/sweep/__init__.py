@@ -44,7 +44,8 @@ def sweep(
     Args:
         output_dir: the sweep's directory.
         resume: go on from the last checkpoint there, to bitwise the same end as without a stop.
-        overwrite: replace the sweep that is there; it is kept until the new one is done.
+        overwrite: replace the sweep that is there: each prompt when the run of its name is done,
+            all else at the end.
         plot: also draw `sweep.png`, scores and losses over the epochs. Needs matplotlib, which
             the extra "plot" installs.
 

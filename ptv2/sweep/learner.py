@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,7 +144,8 @@ def start_learners(
         for run in group:
             torch.manual_seed(run.train.seed)
             if run is group[0]:
-                model.add_task(run.name, run.prompt, start_from=run.start_from)
+                saved = None if run.start_from is None else Path(run.start_from)  # no task's name
+                model.add_task(run.name, run.prompt, start_from=saved)
             else:
                 model.add_task(run.name, run.prompt, share_prompt_with=group[0].name)
         learners.append(Learner(model, group, training))

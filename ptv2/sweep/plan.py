@@ -11,16 +11,10 @@ from typing import Any
 from datasets import Dataset
 
 from ..config import PromptConfig
+from ..heads import POOLED
 from ..predictor import Predictor
 from ..settings import UNREAD, reads, require_room
-from ..tasks import (
-    TASKS,
-    MultipleChoice,
-    SequenceClassification,
-    Task,
-    load_data,
-    make_task,
-)
+from ..tasks import TASKS, Task, load_data, make_task
 from ..train_config import TrainConfig
 from .runs import PROMPT_SETTINGS, TRAIN_SETTINGS, Run, grid
 
@@ -127,7 +121,7 @@ def _check_fields(name: str, entry: Mapping[str, Any]) -> None:
     task = TASKS[entry["task"]]
     of_task = {f.name for f in fields(task)} - {"tokenizer", "labels", *task.prompt_fields}
     known = {*_OF_RUN, *of_task, *PROMPT_SETTINGS, *TRAIN_SETTINGS}
-    if "pooling" in entry and task not in (SequenceClassification, MultipleChoice):
+    if "pooling" in entry and task.kind not in POOLED:
         raise ValueError(f"{where}: pooling: {task.kind} pools nothing, expected none")
     for field in entry:
         if field not in known:

@@ -4,12 +4,22 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..assets import CARD, is_asset
+from ..config import check_task_name
 from ..model import PromptModel
-from ..run_directory import METRICS, RUN_CONFIG, environment
+from ..run_directory import (
+    CHECKPOINTS,
+    METRICS,
+    RUN_CONFIG,
+    describe_run,
+    environment,
+    save_run,
+    surroundings,
+)
 from ..storage import write_json
 from .features import Features
 from .learner import Learner
@@ -26,7 +36,8 @@ class Results:
         features: of training and validation, by the run's name.
 
     Raises:
-        FileExistsError: a run's folder would overwrite what is not a prompt.
+        FileExistsError: a run's folder would overwrite what is not a prompt, or the directory has
+            files of something else by the names of a sweep's.
     """
 
     def __init__(
@@ -43,45 +54,52 @@ class Results:
         self.model = model
         self.features = features
         self.directory = directory
-        backbone = model.identity.describe()
-        self.runs = {
-            run.name: run.describe(backbone, (train.sha256, validation.sha256))
-            for run in runs
-            for train, validation in [features[run.name]]
-        }
+        self.runs = tuple(runs)
+        self._older = _older_runs(directory)
         settings = [_settings(run) for run in runs]
         self._varied = [
             name for name in settings[0] if any(s[name] != settings[0][name] for s in settings)
         ]
 
-    @property
+    @cached_property
     def plan(self) -> dict[str, Any]:
-        """The settings of all runs, with which alone they are resumed."""
-        return {"runs": self.runs}
+        """All runs, whose tasks the model has by now; with these alone they are resumed."""
+        return {"order": [run.name for run in self.runs], "runs": self._described}
+
+    @cached_property
+    def _described(self) -> dict[str, dict[str, Any]]:
+        return {
+            run.name: {
+                **describe_run(
+                    self.model,
+                    run.name,
+                    run.task,
+                    run.train,
+                    run.data,
+                    [part.sha256 for part in self.features[run.name]],
+                ),
+                "shared": run.shared,
+            }
+            for run in self.runs
+        }
 
     def save(self, learner: Learner, seconds: float) -> None:
         """Save the best epoch of runs that are done, if they have one."""
         for run in learner.runs if learner.best is not None else ():
-            folder = self.directory / run.name
-            self.model.save_task(run.name, folder)
-            module = self.model.for_task(run.name)
+            references = self.features[run.name][1].references
             metrics = {
                 "best": _best_epoch(learner, run),
                 "history": learner.history[run.name],
                 "train_seconds": round(seconds, 1),
-                "majority": run.task.majority(self.features[run.name][1].references),
-                "trained_parameters": sum(
-                    p.numel() for p in module.parameters() if p.requires_grad
-                ),
-                "environment": environment(),
+                **surroundings(self.model, run.name, run.task, references),
             }
-            write_json(folder / RUN_CONFIG, self.runs[run.name])
-            write_json(folder / METRICS, metrics)
+            folder = self.directory / run.name
+            save_run(self.model, run.name, folder, self._described[run.name], metrics)
 
     def write(self, learners: Sequence[Learner], seconds: float, plot: bool) -> dict[str, Any]:
         """Write the table, the plot and the best prompt, in place of those of an older sweep."""
         rows = [self._row(learner, run) for learner in learners for run in learner.runs]
-        places = list(self.runs)
+        places = [run.name for run in self.runs]
         rows.sort(key=lambda row: places.index(row["name"]))
         best = [_best_of(rows, data) for data in sorted({row["data"] for row in rows})]
         table = {
@@ -90,7 +108,7 @@ class Results:
             "train_seconds": round(seconds, 1),
             "environment": environment(),
         }
-        self._remove_older()
+        self._remove_older({row["name"] for row in rows if row["score"] is not None})
         if len(best) == 1 and best[0] is not None:
             self.model.save_task(best[0], self.directory / BEST)
             for file in (RUN_CONFIG, METRICS):
@@ -116,16 +134,32 @@ class Results:
             "history": learner.history[run.name],
         }
 
-    def _remove_older(self) -> None:
-        """Remove what a sweep that is overwritten has left, and this one does not replace."""
+    def _remove_older(self, saved: set[str]) -> None:
+        """Remove what a sweep that is overwritten has left, and this one did not save anew."""
         (self.directory / PLOT).unlink(missing_ok=True)
-        names = [BEST]
-        if (self.directory / TABLE).is_file():
-            table = json.loads((self.directory / TABLE).read_text(encoding="utf-8"))
-            names += [row["name"] for row in table["runs"] if row["name"] not in self.runs]
-        for name in names:
+        own = {run.name for run in self.runs}
+        for name in (self._older | own | {BEST}) - saved:
             if is_asset(self.directory / name):
                 shutil.rmtree(self.directory / name)
+
+
+def _older_runs(directory: Path) -> set[str]:
+    """The runs of a sweep that is to be overwritten, as it ended or as it began."""
+    names: set[str] = set()
+    for path in (directory / TABLE, directory / CHECKPOINTS / RUN_CONFIG):
+        if not path.is_file():
+            continue
+        try:
+            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            own = {row["name"] if isinstance(row, dict) else row for row in runs}
+            for name in own:
+                check_task_name(name)
+            names |= own
+        except (ValueError, LookupError, TypeError) as error:
+            raise FileExistsError(
+                f"output: {path} is not of a sweep, expected another directory: {error!r}"
+            ) from None
+    return names
 
 
 def _best_epoch(learner: Learner, run: Run) -> dict[str, Any] | None:

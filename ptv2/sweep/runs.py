@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -55,26 +54,6 @@ class Run:
     train: TrainConfig = field(default_factory=TrainConfig)
     shared: str | None = None
     start_from: str | PathLike[str] | None = None
-
-    def describe(self, backbone: dict[str, Any], sha256: tuple[str, str]) -> dict[str, Any]:
-        """What `run_config.json` holds.
-
-        Args:
-            backbone: its identity.
-            sha256: of training and validation examples.
-        """
-        start = None if self.start_from is None else str(Path(self.start_from).resolve())
-        return {
-            "name": self.name,
-            "backbone": backbone,
-            "task": self.task.settings(),
-            "prompt": self.prompt.to_dict(),
-            "train": asdict(self.train),
-            "shared": self.shared,
-            "start_from": start,
-            "examples": {"train": len(self.data[0]), "validation": len(self.data[1])},
-            "data_sha256": dict(zip(("train", "validation"), sha256, strict=True)),
-        }
 
 
 def grid(

@@ -48,8 +48,8 @@ class TokenClassification(Task):
     token_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.stride < 0:
-            raise ValueError(f"stride: expected at least 0, got {self.stride}")
+        if type(self.stride) is not int or self.stride < 0:
+            raise ValueError(f"stride: expected an int of at least 0, got {self.stride!r}")
 
     def fit_labels(self, *parts: Dataset) -> Self:
         tags = [tag for part in parts for row in self._tags(part) for tag in row]

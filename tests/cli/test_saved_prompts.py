@@ -47,6 +47,8 @@ def test_data_is_read_as_in_training(work: Path, tmp_path: Path) -> None:
     (line, *_) = ptv2(*predict, "--data", data).stdout.splitlines()
     assert (json.loads(line)["text"], json.loads(line)["text_pair"]) == tuple(rows[0].values())[:2]
     assert ptv2(*predict, "--text", "a film", "--text-pair", "fine").exit_code == 0
+    message = fails(*predict, "--text", "a film")
+    assert message == "text_pair: 'pairs' was trained on pairs, expected one for each --text"
     message = fails("eval", "--prompt", tmp_path / "pairs", "--data", work / "dev.jsonl")
     assert message.startswith("text_column: expected one of the data's columns, text")
 

@@ -32,6 +32,24 @@ def test_a_sweep_of_repeated_options(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one" / "run" / "prompt.safetensors").exists()
 
 
+def test_a_sweep_is_resumed_and_overwritten(work: Path, tmp_path: Path) -> None:
+    data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
+    output = ("--prompt-length", 3, "--output", tmp_path / "sweep", "--no-plot")
+    command = (*sweeping(work, *SENTIMENT, *data, *output), "--seed", 0)
+    assert ptv2(*command).exit_code == 0
+    table = tmp_path / "sweep" / "sweep.json"
+    runs = json.loads(table.read_text())["runs"]
+    table.unlink()
+    result = ptv2(*command, "--resume")
+    assert result.exit_code == 0, result.output
+    assert json.loads(table.read_text())["runs"] == runs
+    result = ptv2(*command, "--seed", 1, "--overwrite")
+    assert result.exit_code == 0, result.output
+    folders = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
+    assert folders == {"checkpoints", "best", "seed0", "seed1"}
+    assert "resume: the run was started with order" in fails(*command, "--resume")
+
+
 def test_a_sweep_over_layers(work: Path, tmp_path: Path) -> None:
     data = ("--train", work / "train.jsonl", "--validation", work / "dev.jsonl")
     layers = ("--layers", "0", "--layers", "0,1", "--prompt-length", 3)

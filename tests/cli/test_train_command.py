@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,19 @@ def test_train_shows_scores_and_writes_the_run(work: Path) -> None:
         "README.md", "checkpoints", "metrics.json", "prompt.safetensors", "prompt_config.json",
         "run_config.json",
     }  # fmt: skip
+
+
+def test_a_run_is_resumed_and_overwritten(work: Path, tmp_path: Path) -> None:
+    command = (*training(work, *SENTIMENT, *SHORT), "--output", tmp_path / "run")
+    assert ptv2(*command).exit_code == 0
+    prompt = tmp_path / "run" / "prompt.safetensors"
+    first = prompt.read_bytes()
+    prompt.unlink()
+    assert ptv2(*command, "--resume").exit_code == 0
+    assert prompt.read_bytes() == first
+    assert ptv2(*command, "--overwrite", "--seed", 1).exit_code == 0
+    assert prompt.read_bytes() != first
+    assert "started with train.seed = 1, got 0" in fails(*command, "--resume")
 
 
 def test_csv_gives_the_same_prompt_as_jsonl(work: Path) -> None:
@@ -47,7 +61,9 @@ def test_train_options_reach_the_prompt(work: Path) -> None:
     assert json.loads(result.stdout)["answers"]["pair"]["label"] in ("different", "same")
 
 
-def test_a_dry_run_says_what_training_needs(work: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_training_needs(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--output", tmp_path / "run", "--dry-run", "--memory", "3MB")
     result = ptv2(*training(work, *SENTIMENT, *SHORT), *options, "--packing")
     assert result.exit_code == 0, result.output
@@ -56,6 +72,10 @@ def test_a_dry_run_says_what_training_needs(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     message = fails(*training(work, *SENTIMENT), "--output", tmp_path / "run", "--memory", "3MB")
     assert message == "memory: expected --dry-run with it"
+    module = sys.modules["ptv2.cli.train"]  # the package has the command by its name
+    monkeypatch.setattr(module, "device_memory", lambda device: 3 * 10**6)
+    own = ptv2(*training(work, *SENTIMENT, *SHORT), *options[:3], "--packing")
+    assert own.stdout == result.stdout
 
 
 def test_a_folder_without_a_tokenizer(work: Path, tmp_path: Path) -> None:
@@ -166,7 +186,11 @@ def test_bad_training_data(work: Path, tmp_path: Path, change: object, message: 
         (("--dry-run", "--overwrite"), "overwrite: a dry run trains nothing, expected none with"),
         (("--dry-run", "--save-steps", 2), "save_steps: a dry run trains nothing, expected none"),
         (("--dry-run", "--memory", ""), "memory: expected a size such as 8GB, got ''"),
-        (("--dry-run", "--token-budget", 5), "token_budget: expected at least the longest exampl"),
+        (("--batch-size", 8, "--token-budget", 90), "batch_size: a token budget takes its place"),
+        (
+            ("--dry-run", "--batch-size", 32, "--token-budget", 5),
+            "token_budget: expected at least the longest exampl",
+        ),
         (("--scheduler", "constant", "--warmup-ratio", 0.5), "warmup_ratio: the scheduler 'const"),
         (("--init-std", 1, "--start-from-text", "a film"), "init_std: the prompt starts with oth"),
         (

@@ -1,13 +1,18 @@
 """Data, settings and readings of small sweeps."""
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from datasets import Dataset
 from torch import Tensor
 
 from ptv2 import PromptModel
+from ptv2.sweep.learner import Learner
+from ptv2.sweep.loop import Loop
 from ptv2.train_config import TrainConfig
 from tests.encoder import examples
 
@@ -54,3 +59,16 @@ def values(model: PromptModel, name: str) -> dict[str, Tensor]:
 
 def metrics_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "metrics.json").read_text())
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the sweep die before a step, as a kill would."""
+    taken = itertools.count()
+    take = Loop._step
+
+    def dying(self: Loop, learners: Sequence[Learner]) -> None:
+        if next(taken) == step:
+            raise KeyboardInterrupt
+        take(self, learners)
+
+    patch.setattr(Loop, "_step", dying)

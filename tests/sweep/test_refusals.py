@@ -25,7 +25,10 @@ from tests.sweep.runs import DATA, new
         ({"backbone_dropout": True}, "backbone_dropout: expected one value for runs that train"),
         ({"compile": True}, "compile: a sweep's forward is not compiled"),
         ({"data": (DATA[0], DATA[1].select([]))}, "data: expected validation examples for 'b'"),
-        ({"token_budget": 3}, "token_budget: expected at least the longest example's"),
+        (
+            {"token_budget": 3, "batch_size": 32},
+            "token_budget: expected at least the longest example's",
+        ),
         ({"layers": (5,)}, "layers: expected numbers below 2"),
         ({"shared": "group", "epochs": 1}, "epochs: expected one value for runs that train"),
         (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from matplotlib.figure import Figure
 
 from ptv2.sweep import Run, grid, sweep
 from tests.sweep.runs import DATA, metrics_of, new
@@ -31,7 +32,7 @@ def test_what_is_written(encoder: Path, tmp_path: Path, make: Callable[..., Run]
 
     with pytest.raises(FileExistsError, match="resume it or overwrite it"):
         sweep(new(encoder), runs, tmp_path)
-    with pytest.raises(ValueError, match="resume: the run was started with runs"):
+    with pytest.raises(ValueError, match="resume: the run was started with order"):
         sweep(new(encoder), runs[:2], tmp_path, resume=True)
     turned = DATA[0], DATA[1].select(range(len(DATA[1]) - 1, -1, -1))
     changed = [*runs[:-1], replace(runs[-1], data=turned)]
@@ -77,7 +78,23 @@ def test_a_plot_needs_matplotlib(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_the_plot(encoder: Path, tmp_path: Path, make: Callable[..., Run]) -> None:
+def test_the_plot(
+    encoder: Path, tmp_path: Path, make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def saved(self: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
     runs = [make("a"), make("b", seed=1), make("tags", "tags")]
-    sweep(new(encoder), runs, tmp_path / "sweep", plot=True)
+    table = sweep(new(encoder), runs, tmp_path / "sweep", plot=True)
     assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    axes = drawn[0].axes
+    assert [x.get_ylabel() for x in axes] == ["accuracy", "training loss", "f1", "training loss"]
+    curves = {line.get_label(): line for axis in axes[::2] for line in axis.lines}
+    for row in table["runs"]:
+        scores = [epoch[row["metric"]] for epoch in row["history"]]
+        assert curves[row["name"]].get_ydata().tolist() == scores

@@ -1,9 +1,8 @@
 """Many prompts at once: each learns as if alone, also after a stop."""
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from transformers import set_seed
 from ptv2.schedules import SCHEDULES
 from ptv2.sweep import Run, sweep
 from ptv2.sweep.learner import Learner
-from ptv2.sweep.loop import Loop
 from ptv2.training import train
-from tests.sweep.runs import SMALL, metrics_of, new, values
+from tests.sweep.runs import SMALL, metrics_of, new, stop_at, values
 
 DROPOUT = {"head_dropout": 0.1, "prompt_dropout": 0.2}
 
@@ -45,7 +43,7 @@ def test_each_run_learns_what_it_would_alone(
         make("pair", "pair", SMALL, injection="hidden-state", warmup_ratio=0.3, layers=(1,)),
         make("tags", "tags", parametrization="mlp", learning_rate=1e-3, weight_decay=0.1),
         make("answer", "answer", SMALL, head_learning_rate=1e-3, max_grad_norm=0.1),
-        make("choose", "choose", token_budget=120, packing=True, seed=1),
+        make("choose", "choose", token_budget=120, batch_size=32, packing=True, seed=1),
         make("head", prompt_length=0, pooling="first"),
     ]
     model = new(encoder)
@@ -136,18 +134,6 @@ def test_a_rate_beyond_all_bounds_diverges(
     assert table["runs"][0]["diverged_at_step"] is not None
     assert model.tasks == {}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"checkpoints", "sweep.json"}
-
-
-def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    taken = itertools.count()
-    take = Loop._step
-
-    def dying(self: Loop, learners: Sequence[Learner]) -> None:
-        if next(taken) == step:
-            raise KeyboardInterrupt
-        take(self, learners)
-
-    patch.setattr(Loop, "_step", dying)
 
 
 @pytest.mark.parametrize("step", [2, 8, 12], ids=["no checkpoint yet", "mid-epoch", "one is done"])

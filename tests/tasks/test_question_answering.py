@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ptv2 import PromptConfig
-from ptv2.tasks import Collator, QuestionAnswering
+from ptv2.tasks import Collator, QuestionAnswering, contexts
 
 CONTEXT = "a dull film in Rome, walkings in Paris a great film"
 
@@ -332,17 +332,22 @@ def test_columns_and_settings(tokenizer: PreTrainedTokenizerBase) -> None:
         QuestionAnswering(tokenizer, max_windows=0)
 
 
-def test_windows_are_counted_before_they_are_made(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_windows_are_counted_before_they_are_made(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [("in", CONTEXT * 9), ("in", "film"), ("film in", CONTEXT * 3)]
     task = QuestionAnswering(tokenizer, max_length=12, stride=4)
     found = len(task.prepare_inputs(pairs))
     assert found > len(pairs)
     for most in (found, 18 * found * 12):
         assert len(replace(task, max_windows=most).prepare_inputs(pairs)) == found
+    made: list[Any] = []
+    monkeypatch.setattr(contexts, "_window", lambda *window: made.append(window))
     with pytest.raises(
         ValueError, match=f"at most {found - 1} windows, the contexts take {found}"
     ):
         replace(task, max_windows=found - 1).prepare_inputs(pairs)
+    assert not made
 
 
 def test_questions_without_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:

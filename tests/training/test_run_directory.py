@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
+from ptv2 import UnknownTaskError
 from ptv2.tasks import make_task
 from ptv2.train_config import TrainConfig
 from ptv2.trainer import Diverged, PromptTrainer
-from ptv2.training import evaluate, train
+from ptv2.training import _arguments, evaluate, train
 from tests.training.runs import CONFIG, DATA, checkpoints, new, stop_at
 
 
@@ -40,7 +42,9 @@ def test_resuming_is_bitwise_the_same_as_not_stopping(
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_a_run_is_resumed_only_with_its_settings(encoder: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_with_its_settings(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor, task = new(encoder)
     short = TrainConfig(epochs=1, batch_size=24)
     with pytest.raises(FileNotFoundError, match="resume: there is no run in"):
@@ -51,6 +55,10 @@ def test_a_run_is_resumed_only_with_its_settings(encoder: Path, tmp_path: Path) 
     message = r"resume: the run was started with train\.batch_size = 24, got 12"
     with pytest.raises(ValueError, match=message):
         train(predictor.model, "t", task, DATA, tmp_path / "run", other, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("ptv2.run_directory.process_count", lambda: 2)
+        with pytest.raises(ValueError, match=r"started with processes = 1, got 2"):
+            train(predictor.model, "t", task, DATA, tmp_path / "run", short, resume=True)
     same = DATA[0].add_column("_source", [f"line {i} of moved.jsonl" for i in range(48)])
     train(predictor.model, "t", task, (same, DATA[1]), tmp_path / "run", short, resume=True)
     turned = DATA[0].select(range(47, -1, -1))
@@ -99,6 +107,79 @@ def test_nothing_is_overwritten_unasked(encoder: Path, tmp_path: Path) -> None:
     second = train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
     assert second["history"] != first["history"]  # the prompt went on from where it was
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+class Killed(BaseException):
+    """Ends a training as a kill does."""
+
+
+def test_a_kill_while_overwriting_leaves_a_directory_to_go_on_with(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, task = new(encoder)
+    short = TrainConfig(epochs=1, batch_size=24)
+    train(predictor.model, "t", task, DATA, tmp_path, short)
+    rename = Path.rename
+
+    def killed_before(path: Path, target: Path) -> Path:
+        raise Killed
+
+    def killed_between(path: Path, target: Path) -> Path:
+        if target.name == "checkpoints":
+            raise Killed
+        return rename(path, target)
+
+    def killed_within(path: Path, **_: Any) -> None:
+        if path.is_dir():
+            (path / "run_config.json").unlink(missing_ok=True)
+            raise Killed
+
+    for place, kill in (
+        ("pathlib.Path.rename", killed_before),
+        ("pathlib.Path.rename", killed_between),
+        ("shutil.rmtree", killed_within),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, kill)
+            with pytest.raises(Killed):
+                train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
+        assert (tmp_path / "prompt.safetensors").is_file()
+        train(predictor.model, "t", task, DATA, tmp_path, short, overwrite=True)
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_what_cannot_be_trained_leaves_no_lock(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    short = TrainConfig(epochs=1, batch_size=24)
+    predictor.model.backbone.supports_gradient_checkpointing = False
+    refused = replace(short, checkpointing="layers")
+    with pytest.raises(ValueError, match="does not support"):
+        train(predictor.model, "t", task, DATA, tmp_path / "run", refused)
+    assert not (tmp_path / "run").exists()
+    train(predictor.model, "t", task, DATA, tmp_path / "run", short)
+
+
+def test_checkpointing_is_of_one_run(encoder: Path, tmp_path: Path) -> None:
+    predictor, task = new(encoder)
+    backbone = predictor.model.backbone
+    for checkpointing in ("layers", "none", "selective", "none"):
+        config = TrainConfig(epochs=1, batch_size=24, checkpointing=checkpointing)
+        train(predictor.model, "t", task, DATA, tmp_path / "run", config, overwrite=True)
+        assert backbone.is_gradient_checkpointing == (checkpointing != "none")
+
+
+def test_several_gpus_are_not_taken_by_one_process(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, task = new(encoder)
+
+    def with_two_gpus(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 2
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(with_two_gpus))
+    arguments = _arguments(task, tmp_path, TrainConfig(batch_size=8))
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 8)
 
 
 def diverge_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
@@ -156,6 +237,11 @@ def test_bad_data_writes_nothing(encoder: Path, tmp_path: Path) -> None:
     other = make_task(task.kind, task.tokenizer, labels=("a", "b"))
     with pytest.raises(ValueError, match=r"labels: expected \('bad', 'good'\), got \('a', 'b'\)"):
         train(predictor.model, "t", other, DATA, tmp_path / "run", CONFIG)
+    tags = make_task("token-classification", task.tokenizer, labels=task.labels)
+    with pytest.raises(ValueError, match="task: expected sequence-classification, got token-cla"):
+        train(predictor.model, "t", tags, DATA, tmp_path / "run", CONFIG)
+    with pytest.raises(UnknownTaskError, match="task: 'u' is unknown; the model's tasks are: t"):
+        train(predictor.model, "u", task, DATA, tmp_path / "run", CONFIG)
     several = replace(task, multi_label=True)
     with pytest.raises(ValueError, match="multi_label: expected False, got True"):
         train(predictor.model, "t", several, DATA, tmp_path / "run", CONFIG)

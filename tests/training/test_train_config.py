@@ -73,6 +73,13 @@ def test_a_constant_rate_has_no_warmup() -> None:
         TrainConfig(scheduler="constant", warmup_ratio=0.5)
 
 
+def test_a_token_budget_takes_the_batch_sizes_place() -> None:
+    assert TrainConfig(token_budget=100, batch_size=32).token_budget == 100
+    message = "batch_size: a token budget takes its place, expected no other than 32, got 8"
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(token_budget=100, batch_size=8)
+
+
 def test_the_largest_seed_trains(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
     config = TrainConfig(seed=2**32 - 1, epochs=1, batch_size=24)
