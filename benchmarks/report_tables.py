@@ -66,7 +66,9 @@ def kernel(results: Any) -> Iterator[Table]:
     reasons = [untimed(problem["rivals"]) for problem in results["problems"].values()]
     nowhere = {name: why for name, why in reasons[0].items() if all(name in x for x in reasons)}
     padded = [name for name, x in results["problems"].items() if x["problem"]["padded"]]
-    note = f"Packed: with packing and unpacking. With padding: {', '.join(padded) or 'none'}."
+    note = (
+        f"Packed times include packing and unpacking. With padding: {', '.join(padded) or 'none'}."
+    )
     yield fastest_rivals(results, f"{note} {not_timed(nowhere)}".strip())
     part = "forward + backward, warm"
     for name, problem in results["problems"].items():

@@ -77,7 +77,10 @@ class Predictor:
                 multiple choice a (question, choices); for an image its path.
 
         Returns:
-            One answer a request, in their order.
+            One answer a request, in their order: of a class "label" and "score"; of any number of
+            classes "labels", those above 0.5, and "scores"; of a number "value"; of tags "tags",
+            one a word; of a question "answer", "score", "start" and "end" in characters; of
+            choices "choice", "text" and "score"; of a vector "embedding".
         """
         tasks = {name: self.task(name) for name, _ in requests}
         features: list[list[Feature]] = [[] for _ in requests]

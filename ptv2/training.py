@@ -30,7 +30,8 @@ from .run_directory import (
     surroundings,
 )
 from .task_model import TaskModel
-from .tasks import Task, data_sha256
+from .tasks import Task
+from .tasks.data import data_sha256
 from .train_config import TrainConfig
 from .trainer import Diverged, PromptTrainer
 

@@ -8,7 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from ..batches import token_counts
-from ..tasks import Task, data_sha256
+from ..tasks import Task
+from ..tasks.data import data_sha256
 from ..tasks.task import Feature
 from .runs import Run
 

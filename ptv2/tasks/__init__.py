@@ -3,7 +3,7 @@
 from typing import Any
 
 from .collate import Collator
-from .data import data_sha256, load_data
+from .data import load_data
 from .feature_extraction import FeatureExtraction
 from .image_classification import ImageClassification
 from .multiple_choice import MultipleChoice
@@ -22,7 +22,6 @@ __all__ = [
     "SequenceClassification",
     "Task",
     "TokenClassification",
-    "data_sha256",
     "load_data",
     "make_task",
 ]

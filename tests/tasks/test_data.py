@@ -11,11 +11,10 @@ from datasets import Dataset
 from ptv2.tasks import (
     SequenceClassification,
     TokenClassification,
-    data_sha256,
     load_data,
     make_task,
 )
-from ptv2.tasks.data import SOURCE, check_columns, check_labels
+from ptv2.tasks.data import SOURCE, check_columns, check_labels, data_sha256
 from tests.encoder import examples, write_csv, write_jsonl
 
 

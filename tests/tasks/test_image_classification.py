@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from ptv2 import Predictor, PromptConfig, PromptModel
 from ptv2.cli import app
-from ptv2.tasks import Collator, ImageClassification, data_sha256
+from ptv2.tasks import Collator, ImageClassification
+from ptv2.tasks.data import data_sha256
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 
