@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from torch import nn
+
 Task = Literal[
     "sequence-classification",
     "token-classification",
@@ -184,6 +186,8 @@ def check_task_name(name: str) -> None:
             "name: expected letters, digits, '-' and '_', at most 200, a letter or digit first, "
             f"got {reprlib.repr(name)}"
         )
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"name: torch's modules have a member {name!r}, expected another name")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from . import deberta
 from .attention import PromptBatch, use_attention_interface
+from .modes import evaluating
 
 
 def call_backbone(
@@ -222,13 +223,10 @@ def layer_inputs(backbone: PreTrainedModel, input_ids: Tensor) -> list[Tensor]:
     Returns:
         (length, hidden_size) for each layer.
     """
-    family, training = family_of(backbone.config.model_type), backbone.training
-    try:
-        layers = [None] * len(family.layers(backbone))
-        bare = PromptBatch(layers, by_call_order=family.shared_modules)
-        states = family.encode(backbone.eval(), {"input_ids": input_ids}, bare, True)
-    finally:
-        backbone.train(training)
+    family = family_of(backbone.config.model_type)
+    bare = PromptBatch([None] * len(family.layers(backbone)), by_call_order=family.shared_modules)
+    with evaluating(backbone):
+        states = family.encode(backbone, {"input_ids": input_ids}, bare, True)
     assert states.hidden_states is not None
     return [state[0] for state in states.hidden_states[:-1]]
 

@@ -15,15 +15,13 @@ class BackboneIdentity:
 
     A backbone in float32 has a fingerprint in each dtype it may be served in, so that a prompt
     trained in float32 is known to fit the same backbone in 16 bits. Pooler and buffers do not
-    count. Fingerprints are computed when they are first needed.
-
-    Args:
-        backbone: its weights must not change any more.
+    count. Fingerprints are computed when they are first needed, and again if weights have changed
+    or moved.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self._backbone = (backbone,)
-        self._fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[Any, str] = {}
 
     def describe(self) -> dict[str, Any]:
         """name_or_path, model_type and fingerprint (dtype -> SHA-256), for an asset."""
@@ -58,7 +56,8 @@ class BackboneIdentity:
 
     def _fingerprint(self, dtype: str) -> str:
         own = self._backbone[0].dtype
-        key = f"{own} as {dtype}"
+        weights = tuple((x.data_ptr(), x._version) for x in self._backbone[0].parameters())
+        key = own, dtype, weights
         if key not in self._fingerprints:
             self._fingerprints[key] = _sha256(self._backbone[0], getattr(torch, dtype))
         return self._fingerprints[key]

@@ -71,6 +71,9 @@ class Head(nn.Module):
             raise ValueError(
                 f"labels: expected {len(logits)}, one an example, got {tuple(labels.shape)}"
             )
+        if self.config.task == "token-classification" and labels.shape != logits.shape[:-1]:
+            expected = tuple(logits.shape[:-1])
+            raise ValueError(f"labels: expected {expected}, got {tuple(labels.shape)}")
         match self.config.task:
             case "question-answering":
                 return span_loss(logits, labels, layout)
@@ -100,6 +103,11 @@ def span_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
     """
     lowest = torch.finfo(logits.dtype).min
     rows = layout.rows(logits, lowest)
+    if labels.shape != (len(rows), 2):
+        raise ValueError(
+            f"start_positions: expected a start and an end of each of {len(rows)} sequences, got "
+            f"labels of the shape {tuple(labels.shape)}"
+        )
     inside = (labels >= 0) & (labels < rows.shape[1])
     chosen = rows.gather(1, labels.clamp(0, rows.shape[1] - 1)[:, None])[:, 0]
     labels = labels.masked_fill(~inside | (chosen == lowest), IGNORED)

@@ -69,6 +69,8 @@ def pack_inputs(
         if max_seqlen is not None:
             raise ValueError("max_seqlen: expected cu_seqlens with it")
         return None
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens: expected a tensor, got {type(cu_seqlens).__name__}")
     if "pixel_values" in inputs:
         raise ValueError("cu_seqlens: images of one size need no packing, expected None")
     _require_no_masked_token(backbone, inputs)
@@ -206,10 +208,11 @@ def require_task_of_backbone(backbone: PreTrainedModel, config: PromptConfig) ->
             "position_offset: the backbone adds no positions to its input, expected 0, got "
             f"{config.position_offset}"
         )
-    if config.position_offset and config.position_offset >= positions_of(backbone):
+    if config.positions and config.positions >= positions_of(backbone):
+        name = "prompt_length" if config.depth == "input" else "position_offset"
         raise ValueError(
-            f"position_offset: expected less than the backbone's {positions_of(backbone)} "
-            f"positions, got {config.position_offset}"
+            f"{name}: expected less than the backbone's {positions_of(backbone)} positions, got "
+            f"{config.positions}"
         )
 
 
@@ -248,6 +251,10 @@ def text_of_length(
     Raises:
         ValueError: these are no token ids, or not as many positions as that.
     """
+    if family_of(backbone.config.model_type).takes != "input_ids":
+        raise ValueError("start_from_text: the backbone reads no text, expected None")
+    if isinstance(token_ids, str):
+        raise ValueError(f"start_from_text: expected token ids, got the text {token_ids!r}")
     ids = torch.as_tensor(token_ids)
     vocabulary, positions = backbone.config.vocab_size, positions_of(backbone)
     if ids.dim() != 1 or ids.is_floating_point() or not len(ids):

@@ -21,7 +21,10 @@ class Padded:
 
     def first(self, states: Tensor) -> Tensor:
         """The first token of every sequence, (rows, ...)."""
-        return states[:, 0]
+        if self.attention_mask is None:
+            return states[:, 0]
+        first = self.attention_mask.bool().int().argmax(1)
+        return states[torch.arange(len(states), device=states.device), first]
 
     def last(self, states: Tensor) -> Tensor:
         """The last token of every sequence, (rows, ...)."""

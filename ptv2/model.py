@@ -106,7 +106,8 @@ class PromptModel(PromptStore):
                 are (1, tokens, ...), and so are their labels. Positions count in each sequence.
             max_seqlen: of the longest of them. None: the number of tokens, which is slower.
             choices: of each example, for a packed multiple choice, whose sequences are the
-                choices of the first example, then of the second.
+                choices of the first example, then of the second; with a list of tasks, of the
+                examples of its multiple choices, if not all of them are labelled.
 
         Raises:
             UnknownTaskError: a task that the model does not have.
@@ -121,7 +122,7 @@ class PromptModel(PromptStore):
             "pixel_values": pixel_values,
         }
         inputs = {name: value for name, value in arguments.items() if value is not None}
-        check_inputs(self.backbone, self._accepted, inputs)
+        self.check_inputs(inputs)
         if position_ids is not None:
             self._require_positions(position_ids, attention_mask, task)
         packed = pack_inputs(self.backbone, inputs, cu_seqlens, max_seqlen)
@@ -130,13 +131,18 @@ class PromptModel(PromptStore):
             return self._forward_task(task, inputs, packed, choices, wanted, output_hidden_states)
         if start_positions is not None or end_positions is not None:
             raise ValueError("start_positions: expected one task's name in task, got a list")
-        if choices is not None:
-            raise ValueError("choices: expected one task's name in task, got a list")
         if task is None:
-            if labels is not None:
-                raise ValueError("labels: the bare backbone has no loss, expected None")
+            for name, value in (("labels", labels), ("choices", choices)):
+                if value is not None:
+                    raise ValueError(f"{name}: the bare backbone has no head, expected None")
             return self._encode(inputs, packed, [], None, output_hidden_states)
-        return self._forward_rows(list(task), inputs, packed, labels, output_hidden_states)
+        return self._forward_rows(
+            list(task), inputs, packed, labels, choices, output_hidden_states
+        )
+
+    def check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Raise a ValueError unless the backbone takes the inputs."""
+        check_inputs(self.backbone, self._accepted, inputs)
 
     def _require_positions(
         self,
@@ -179,10 +185,11 @@ class PromptModel(PromptStore):
         inputs: dict[str, Tensor],
         packed: Packed | None,
         labels: Tensor | Sequence[Any] | None,
+        choices: int | None,
         output_hidden_states: bool,
     ) -> MixedTaskOutput:
-        first = next(iter(inputs.values()))
-        rows = first.shape[0] if packed is None else len(packed.cu_seqlens) - 1
+        (read,) = {"input_ids", "inputs_embeds", "pixel_values"} & inputs.keys()
+        rows = len(inputs[read]) if packed is None else len(packed.cu_seqlens) - 1
         if len(tasks) != rows:
             raise ValueError(f"task: expected {rows} names, one a row, got {len(tasks)}")
         names = list(dict.fromkeys(name for name in tasks if name is not None))
@@ -191,7 +198,7 @@ class PromptModel(PromptStore):
         encoded = self._encode(inputs, packed, names, tasks, output_hidden_states)
         heads = {name: cast(Head, self.heads[name]) for name in names if name in self.heads}
         layout = packed or Padded(inputs.get("attention_mask"))
-        return MixedTaskOutput.of_rows(tasks, heads, encoded, layout, labels)
+        return MixedTaskOutput.of_rows(tasks, heads, encoded, layout, labels, choices)
 
     def _encode(
         self,

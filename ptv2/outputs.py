@@ -89,16 +89,24 @@ class MixedTaskOutput(ModelOutput):
         encoded: BaseModelOutput,
         layout: Layout,
         labels: Tensor | Sequence[Any] | None,
+        choices: int | None = None,
     ) -> Self:
         """Apply each task's head to its rows.
 
+        Args:
+            choices: of every example of a multiple choice; None: as its labels say, of which
+                every example then has one.
+
         Raises:
-            ValueError: labels are not one a row, or belong to a row without a loss.
+            ValueError: labels are not one a row, or belong to a row without a loss; or choices
+                do not divide the rows of a multiple choice, or there is none.
         """
         states = encoded.last_hidden_state
         assert states is not None
         if labels is not None:
             _check_labels(tasks, heads, labels)
+        if choices is not None:
+            _check_choices(tasks, heads, choices)
         rows_of: dict[str, list[int]] = {name: [] for name in heads}
         for row, task in enumerate(tasks):
             if task in rows_of:
@@ -116,7 +124,7 @@ class MixedTaskOutput(ModelOutput):
             wanted = [] if labels is None else [labels[row] for row in rows]
             counts[name] = sum(label is not None for label in wanted)
             if counts[name]:
-                losses[name] = _loss_of_rows(name, head, task_logits, task_layout, wanted)
+                losses[name] = _loss_of_rows(name, head, task_logits, task_layout, wanted, choices)
         if not losses:
             return cls(None, tuple(logits), states, encoded.hidden_states)
         sums = torch.stack([loss * counts[name] for name, loss in losses.items()])
@@ -125,19 +133,18 @@ class MixedTaskOutput(ModelOutput):
 
 
 def _loss_of_rows(
-    name: str, head: Head, logits: Tensor, layout: Layout, labels: Sequence[Any]
+    name: str,
+    head: Head,
+    logits: Tensor,
+    layout: Layout,
+    labels: Sequence[Any],
+    choices: int | None,
 ) -> Tensor:
     """One task's mean loss over its labelled rows, of which there is one at least."""
     places = [place for place, label in enumerate(labels) if label is not None]
     wanted = [torch.as_tensor(labels[place]) for place in places]
     if head.config.task == "multiple-choice":
-        choices = len(labels) // len(places)
-        if places != list(range(0, choices * len(places), choices)):
-            raise ValueError(
-                f"labels: expected one at the first choice of every example of {name!r}, which "
-                f"have as many choices each, got labels at its rows {places} of {len(labels)}"
-            )
-        logits = logits.view(-1, choices)
+        logits = _labelled_choices(name, logits, places, choices)
     elif len(places) < len(labels):
         if head.pools:
             logits = logits[places]
@@ -145,6 +152,40 @@ def _loss_of_rows(
             logits, layout = layout.select(logits, places)
     stacked = torch.cat(wanted)[None] if _packs_labels(head, layout) else torch.stack(wanted)
     return head.loss(logits, stacked.to(logits.device), layout)
+
+
+def _labelled_choices(
+    name: str, logits: Tensor, places: Sequence[int], choices: int | None
+) -> Tensor:
+    """(labelled examples, choices) of the logits (rows, 1) of a multiple choice.
+
+    Args:
+        places: the rows that have a label.
+    """
+    rows = len(logits)
+    each = choices or rows // len(places)
+    firsts = range(0, rows, each)
+    right = set(places) <= set(firsts) if choices else places == list(firsts)
+    if rows % each or not right:
+        raise ValueError(
+            f"labels: expected one at the first choice of every example of {name!r}, which have "
+            f"{choices or 'as many'} choices each, got labels at its rows {places} of {rows}; "
+            "if not every example has one, give choices"
+        )
+    return logits.view(-1, each)[[place // each for place in places]]
+
+
+def _check_choices(tasks: Sequence[str | None], heads: Mapping[str, Head], choices: int) -> None:
+    rows = {
+        name: tasks.count(name)
+        for name, head in heads.items()
+        if head.config.task == "multiple-choice"
+    }
+    if not rows or choices < 1 or any(count % choices for count in rows.values()):
+        raise ValueError(
+            f"choices: expected a divisor of the rows of every multiple choice in task, {rows}, "
+            f"got {choices}"
+        )
 
 
 def _packs_labels(head: Head, layout: Layout) -> bool:

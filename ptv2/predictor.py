@@ -1,7 +1,7 @@
 """Answers of a model's tasks, for rows of any of them in one batch."""
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple, get_args
 
@@ -12,6 +12,7 @@ from .config import Pooling
 from .inputs import packable
 from .layout import Padded
 from .model import PromptModel
+from .modes import evaluating
 from .readers import Readers
 from .serving import Engine, Served
 from .tasks import Task
@@ -49,7 +50,6 @@ class Predictor:
         self.tokenizer = self._readers.tokenizer
         self.max_length = self.length_beside(0)
         self.batch_size = batch_size
-        self._engine = Engine(model, budget=sys.maxsize) if packable(model.backbone) else None
 
     def length_beside(self, positions: int) -> int:
         """The longest input in tokens, for a prompt that takes so many positions."""
@@ -116,26 +116,23 @@ class Predictor:
     def _logits(self, sequences: Sequence["_Sequence"]) -> list[Tensor]:
         """Logits of every sequence, without padding; sequences of like length share a batch."""
         found: list[Tensor] = [torch.empty(0)] * len(sequences)
-        training = self.model.training
-        self.model.eval()
-        served = self._serve({sequence.name for sequence in sequences})
-        try:
+        with evaluating(self.model):
+            served = self._serve({sequence.name for sequence in sequences})
+            engine = Engine(self.model, budget=sys.maxsize) if served else None
             for places in progress(self._batches(sequences, served), "predicting"):
                 batch = [sequences[place] for place in places]
-                packed = batch[0].name in served
-                logits = self._run_packed(batch, served) if packed else self._run_padded(batch)
+                if engine is not None and batch[0].name in served:
+                    tasks = [served[sequence.name] for sequence in batch]
+                    logits = engine.run(tasks, [sequence.inputs for sequence in batch])
+                else:
+                    logits = self._run_padded(batch)
                 for place, own in zip(places, logits, strict=True):
                     found[place] = own
-        finally:
-            self.model.train(training)
-            if self._engine is not None:
-                for task in served.values():
-                    self._engine.pool.drop(task)
         return found
 
     def _serve(self, names: Collection[str]) -> dict[str, Served]:
         """The tasks, as they are now, that packed batches can answer."""
-        if self._engine is None:
+        if not packable(self.model.backbone):
             return {}
         return {
             name: Served.of_task(self.model, name)
@@ -146,22 +143,19 @@ class Predictor:
     def _batches(
         self, sequences: Sequence["_Sequence"], served: Collection[str]
     ) -> list[list[int]]:
-        """Places of sequences that are run together, packed ones apart from padded ones."""
-        order = sorted(range(len(sequences)), key=lambda place: sequences[place].length)
-        packed = [place for place in order if sequences[place].name in served]
-        padded = [place for place in order if sequences[place].name not in served]
+        """Places of sequences that are run together: packed ones apart from padded ones, and a
+        task whose prompt is before the text alone."""
+        groups: dict[str, list[int]] = {}
+        for place in sorted(range(len(sequences)), key=lambda place: sequences[place].length):
+            name = sequences[place].name
+            alone = self.model.tasks[name].depth == "input"
+            group = "packed" if name in served else f"padded {name if alone else ''}"
+            groups.setdefault(group, []).append(place)
         return [
             places[start : start + self.batch_size]
-            for places in (packed, padded)
+            for places in groups.values()
             for start in range(0, len(places), self.batch_size)
         ]
-
-    def _run_packed(
-        self, batch: Sequence["_Sequence"], served: Mapping[str, Served]
-    ) -> list[Tensor]:
-        assert self._engine is not None
-        tasks = [served[sequence.name] for sequence in batch]
-        return self._engine.run(tasks, [sequence.inputs for sequence in batch])
 
     @torch.inference_mode()
     def _run_padded(self, batch: Sequence["_Sequence"]) -> list[Tensor]:

@@ -24,6 +24,7 @@ from .fingerprint import BackboneIdentity
 from .heads import Head, build_head
 from .inputs import require_task_of_backbone, text_of_length
 from .layout import Packed
+from .modes import evaluating
 from .pools import FoldedPrompt, pool_prompts
 from .prompts import Prompt
 from .task_model import leave_out_backbone
@@ -59,6 +60,7 @@ class PromptStore(nn.Module):
         self._accepted = frozenset(inspect.signature(self.backbone.forward).parameters)
         self.identity = BackboneIdentity(self.backbone)
         leave_out_backbone(self)
+        self.train(self.backbone.training)
 
     @property
     def device(self) -> torch.device:
@@ -169,11 +171,8 @@ class PromptStore(nn.Module):
         return self._fold_without_dropout(self._prompt(name))
 
     def _fold_without_dropout(self, prompt: Prompt) -> FoldedPrompt:
-        training = prompt.training
-        try:
-            return self._fold(prompt.eval())
-        finally:
-            prompt.train(training)
+        with evaluating(prompt):
+            return self._fold(prompt)
 
     def _fold(self, prompt: Prompt) -> FoldedPrompt:
         return cast(FoldedPrompt, prompt(self._project))

@@ -97,7 +97,8 @@ class Prompt(nn.Module):
         """Take the values of another prompt, row by row.
 
         Rows that the other does not have keep their random start, behind closed gates if this
-        prompt has gates; of a longer one the first rows are taken.
+        prompt has gates; of a longer one the first rows are taken. Those of an "lstm" depend on
+        each other, so that the other has to be as long.
 
         Args:
             other: a prompt in the same layers; of any form if this one is direct keys and values,
@@ -119,7 +120,9 @@ class Prompt(nn.Module):
             self._require_like(other.config, "start_from", ("parametrization", "injection"))
             values = other.embedding
         if self.config.parametrization != "direct":
-            self._require_like(other.config, "start_from", ("network_size",))
+            recurrent = self.config.parametrization == "lstm"  # a row depends on all others
+            fields = ("network_size", "prompt_length") if recurrent else ("network_size",)
+            self._require_like(other.config, "start_from", fields)
             self.network.load_state_dict(other.network.state_dict())
         rows = min(self.config.prompt_length, other.config.prompt_length)
         self.embedding[..., :rows, :] = values[..., :rows, :]

@@ -76,7 +76,13 @@ class TaskModel(nn.Module):
         choices: int | None = None,
         pixel_values: Tensor | None = None,
     ) -> ModelOutput:
-        """`PromptModel.forward` with every row of this task."""
+        """`PromptModel.forward` with every row of this task.
+
+        Raises:
+            UnknownTaskError: the task was removed.
+            ValueError: there is another by its name now.
+        """
+        self._require_own_task()
         return self._model[0].forward(
             input_ids,
             attention_mask,
@@ -92,6 +98,14 @@ class TaskModel(nn.Module):
             choices=choices,
             pixel_values=pixel_values,
         )
+
+    def _require_own_task(self) -> None:
+        model = self._model[0]
+        model.task_config(self.task)
+        if model.prompts[self.task] is not self.prompt:
+            raise ValueError(
+                f"task: {self.task!r} was removed and added anew, expected a module made since"
+            )
 
     def activation_checkpointing_enable(
         self,

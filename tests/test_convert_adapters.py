@@ -120,6 +120,15 @@ def test_heads_of_adapters_that_are_refused(case, changes, message, tmp_path):
         import_prompt(load_backbone(folder / "backbone"), folder, "task")
 
 
+def test_a_head_with_other_layers(tmp_path):
+    folder = copy_case("bert-mlp", tmp_path)
+    place = folder / "pytorch_model_head.bin"
+    head = torch.load(place, weights_only=True)
+    torch.save(head | {"heads.task.norm.weight": torch.ones(2)}, place)
+    with pytest.raises(ValueError, match="head: expected the layers of a prediction head, got"):
+        import_prompt(load_backbone(folder / "backbone"), folder, "task")
+
+
 @pytest.mark.parametrize(
     ("case", "file", "name"),
     [

@@ -186,6 +186,16 @@ def test_adapters_that_are_refused(bert, changes, message, tmp_path):
     assert "new" not in bert.tasks
 
 
+def test_weights_of_the_backbone_are_not_dropped(bert, tmp_path):
+    bert.add_task("task", exportable("bert", "TOKEN_CLS"))
+    export_peft(bert, "task", tmp_path / "adapter")
+    place = tmp_path / "adapter" / "adapter_model.safetensors"
+    name = "base_model.model.bert.encoder.layer.2.output.dense.weight"
+    save_file(load_file(place) | {name: torch.zeros(2, 2)}, place)
+    with pytest.raises(ValueError, match=r"source: .* weights of the backbone too: bert"):
+        import_peft(bert, tmp_path / "adapter", "new")
+
+
 def test_a_sequence_classifier_of_bert_needs_its_pooler(bert, tmp_path):
     """In PEFT's folder it is not; a backbone that was loaded without it has none either."""
     bert.add_task("task", exportable("bert", "SEQ_CLS"))

@@ -143,7 +143,7 @@ def test_gradients_equal_concatenation(family, tiny_backbone, batch):
 
 def test_checkpointing_gives_the_same_bits(family, tiny_backbone, batch):
     """With dropout on; ALBERT has no checkpointing in transformers, which says so."""
-    gradients = []
+    gradients, calls = [], []
     for checkpointing in (False, True):
         torch.manual_seed(1)
         task = prompt_model(tiny_backbone(family)).for_task("long").train()
@@ -153,12 +153,18 @@ def test_checkpointing_gives_the_same_bits(family, tiny_backbone, batch):
             return
         if checkpointing:
             task.gradient_checkpointing_enable()
+        calls.append(0)
+        for layer in family_of(family).layers(task.backbone):
+            family_of(family).attention(layer).register_forward_pre_hook(
+                lambda *_: calls.append(calls.pop() + 1)
+            )
         torch.manual_seed(3)
         labels = torch.tensor([0, 1, 2, 0, 1])
         task(**batch, labels=labels).loss.backward()
         gradients.append(task.prompt.embedding.grad)
     assert gradients[0].abs().sum() > 0
     assert torch.equal(*gradients)
+    assert calls == [3, 6]  # of three layers, whose forward is computed again
 
 
 @torch.no_grad()

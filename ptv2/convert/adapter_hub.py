@@ -6,6 +6,7 @@ To DistilBERT's scores of the prefix it adds 1 in batches with padding under SDP
 nothing in others or in eager attention: what is read is the latter, with a warning.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -196,7 +197,10 @@ def _read_head(
         raise ValueError("multilabel: expected one label an image, got any number of them")
     kind = _KINDS[head_type]
     tensors = read_tensors(directory, ("model_head.safetensors", "pytorch_model_head.bin"))
-    modules = sorted({int(key.split(".")[-2]) for key in tensors})
+    found = {key: re.fullmatch(r"(?:.*\.)?(\d+)\.(?:weight|bias)", key) for key in tensors}
+    if unknown := [key for key, match in found.items() if match is None]:
+        raise ValueError(f"head: expected the layers of a prediction head, got {unknown[0]!r}")
+    modules = sorted({int(match[1]) for match in found.values() if match is not None})
     names = {1: ("linear",), 2: ("dense", "linear")}.get(len(modules))
     if names is None:
         raise ValueError(f"layers: expected a head of 1 or 2, got {len(modules)}")

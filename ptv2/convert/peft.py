@@ -61,6 +61,11 @@ def import_peft(
     kind = _require_prefix(model, settings)
     key_value = unflatten(field(tensors, "prompt_embeddings", "source", Tensor), model.geometry)
     head = {} if kind == "feature-extraction" else _read_head(model, kind, tensors)
+    known = {"prompt_embeddings", *(_head_layout(model, kind).values() if head else ())}
+    if others := sorted(tensors.keys() - known):
+        raise ValueError(
+            f"source: expected a prefix and a head, got weights of the backbone too: {others[0]}"
+        )
     length = key_value.shape[3]
     if length < 1 or settings.get("num_virtual_tokens") != length:
         raise ValueError(

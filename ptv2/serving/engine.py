@@ -82,7 +82,8 @@ class Engine:
             What `HeadStore.apply` gives for each.
 
         Raises:
-            ValueError: the tasks do not fit into the budget together.
+            ValueError: the tasks do not fit into the budget together, or the backbone does not
+                take such inputs.
         """
         self.pool.place(tasks)
         batch = pack(inputs)
@@ -92,6 +93,7 @@ class Engine:
             for name, x in batch.items()
         }
         bounds = batch.pop("cu_seqlens"), batch.pop("max_seqlen")
+        self.model.check_inputs(batch)
         packed = pack_inputs(self.model.backbone, batch, *bounds)
         assert packed is not None
         prompts = self.pool.batch(tasks, packed)

@@ -88,6 +88,11 @@ def test_saved_started_from_and_shared(tiny_backbone, batch, tmp_path):
         model.add_task("deep", TAG, start_from="plain")
 
 
+def test_a_prompt_beyond_all_positions(model):
+    with pytest.raises(ValueError, match="prompt_length: expected less than the backbone's 64"):
+        model.add_task("long", replace(SHALLOW, prompt_length=64))
+
+
 def test_other_batches_are_refused(model, batch):
     model.add_task("shallow", replace(TAG, depth="input"))
     for tasks in (["shallow", "tag"] * 2, ["shallow", None] * 2):

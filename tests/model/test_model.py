@@ -124,6 +124,24 @@ def test_a_multiple_choice_in_a_mixed_batch_has_its_label_at_the_first_choice(mo
             model(**mixed, task=tasks, labels=labels)
 
 
+def test_a_multiple_choice_of_which_not_every_example_is_labelled(model, batch):
+    tasks = ["choose", "choose", "classify", "choose", "choose"]
+    rows = torch.tensor([0, 1, 2, 3, 2])
+    mixed = {name: x[rows] for name, x in batch.items()}
+    second = {name: x[rows[3:]].view(1, 2, 9) for name, x in batch.items()}
+    alone = model(**second, task="choose", labels=torch.tensor([1]))
+    out = model(**mixed, task=tasks, labels=[None, None, 2, 1, None], choices=2)
+    torch.testing.assert_close(out.losses["choose"], alone.loss)
+    torch.testing.assert_close(out.loss, (alone.loss + out.losses["classify"]) / 2)
+    with pytest.raises(ValueError, match=r"labels: expected one at the first .* 2 choices"):
+        model(**mixed, task=tasks, labels=[None, 1, 2, None, None], choices=2)
+    for choices, given in ((3, tasks), (2, ["classify"] * 5), (0, tasks)):
+        with pytest.raises(ValueError, match=f"choices: expected a divisor .* got {choices}"):
+            model(**mixed, task=given, choices=choices)
+    with pytest.raises(ValueError, match="choices: the bare backbone has no head"):
+        model(**mixed, task=None, choices=2)
+
+
 def test_no_labelled_token_is_no_loss_not_nan(model, batch):
     out = model(**batch, task="tag", labels=torch.full((4, 9), -100))
     assert out.loss.item() == 0

@@ -82,6 +82,17 @@ def test_padding_on_the_left_takes_no_position(tiny_backbone):
     torch.testing.assert_close(got, model(ids, task="shifted").logits, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_pooling_beside_padding_on_the_left(tiny_backbone, pooling):
+    model = PromptModel(tiny_backbone("roberta")).eval()
+    model.add_task("pooled", replace(CLASSIFY, pooling=pooling))
+    ids = torch.randint(4, 100, (1, 6))
+    padded = torch.cat((torch.ones(1, 3, dtype=torch.long), ids), 1)
+    got = model(padded, (padded != 1).long(), task="pooled").logits
+    torch.testing.assert_close(got, model(ids, task="pooled").logits, rtol=0, atol=1e-5)
+
+
 def test_an_offset_beyond_all_positions(tiny_backbone):
     model = PromptModel(tiny_backbone("bert"))
     with pytest.raises(ValueError, match="position_offset: expected less than the backbone's 64"):

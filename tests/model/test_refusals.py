@@ -90,6 +90,27 @@ def test_bad_task_names(model, name):
         model.add_task(name, CLASSIFY)
 
 
+@pytest.mark.parametrize("name", ["train", "type", "items", "training"])
+def test_names_that_torch_has_taken(model, name):
+    with pytest.raises(ValueError, match=f"name: torch's modules have a member '{name}'"):
+        model.add_task(name, CLASSIFY)
+
+
+def test_labels_of_another_shape(model, batch):
+    with pytest.raises(ValueError, match=r"labels: expected \(4, 9\), got \(9, 4\)"):
+        model(**batch, task="tag", labels=torch.zeros(9, 4).long())
+    position = torch.zeros(4, 1).long()
+    with pytest.raises(ValueError, match="start_positions: expected a start and an end of each"):
+        model(**batch, task="answer", start_positions=position, end_positions=position)
+
+
+def test_a_name_a_row_whatever_comes_first(model):
+    embeds, positions = torch.randn(4, 9, 32), torch.arange(9)[None]
+    out = model(inputs_embeds=embeds, position_ids=positions, task=["tag"] * 4)
+    expected = model(inputs_embeds=embeds, task="tag").logits
+    torch.testing.assert_close(torch.stack(out.logits), expected)
+
+
 def test_taken_name_and_missing_layer(model):
     with pytest.raises(ValueError, match="'tag' exists already"):
         model.add_task("tag", TAG)

@@ -47,6 +47,16 @@ def test_another_length(tiny_backbone, length, form):
         assert other[..., rows:, :].std() > 0.05
 
 
+def test_rows_of_an_lstm_depend_on_its_length(tiny_backbone):
+    form = {"parametrization": "lstm", "network_size": 6}
+    model = PromptModel(tiny_backbone("bert"))
+    model.add_task("first", replace(CLASSIFY, **form))
+    model.add_task("same", replace(CLASSIFY, **form), start_from="first")
+    assert torch.equal(model.key_value("same"), model.key_value("first"))
+    with pytest.raises(ValueError, match="start_from: expected a prompt with prompt_length 2"):
+        model.add_task("other", replace(CLASSIFY, prompt_length=2, **form), start_from="first")
+
+
 @pytest.mark.parametrize("start", ["plain", "gated"])
 def test_gates_close_the_rows_that_the_other_prompt_does_not_have(model, batch, start):
     model.add_task("plain", CLASSIFY)
@@ -124,6 +134,7 @@ def test_text(tiny_backbone, injection):
 @pytest.mark.parametrize(
     ("text", "change", "given", "message"),
     [
+        ("a text", {}, {}, "start_from_text: expected token ids, got the text 'a text'"),
         ([], {}, {}, r"start_from_text: expected token ids \(tokens,\), at least one"),
         ([[1, 2]], {}, {}, r"start_from_text: expected token ids .* got \(1, 2\)"),
         ([0.5], {}, {}, "start_from_text: expected token ids .* got .* torch.float32"),
