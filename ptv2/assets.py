@@ -114,8 +114,7 @@ def write_asset(directory: str | os.PathLike[str], asset: Asset) -> None:
         ValueError: a tensor is not finite.
     """
     directory = Path(directory)
-    if (directory / CARD).exists() and not is_asset(directory):
-        raise FileExistsError(f"directory: {directory} has a {CARD} that a save would overwrite")
+    require_own_card(directory)
     storage.commit(directory, asset_files(asset))
     if not asset.training:
         (directory / TRAINING).unlink(missing_ok=True)
@@ -199,6 +198,12 @@ def _read_asset(directory: Path, read: Callable[[str], bytes]) -> Asset:
         place = directory / TRAINING
         training = _read_tensors(place, read(TRAINING), sums, training_shapes)
     return Asset(name, config, backbone, tensors, training)
+
+
+def require_own_card(directory: Path) -> None:
+    """Raise a FileExistsError if a save would overwrite a README.md that is not of an asset."""
+    if (directory / CARD).exists() and not is_asset(directory):
+        raise FileExistsError(f"directory: {directory} has a {CARD} that a save would overwrite")
 
 
 def is_asset(directory: str | os.PathLike[str]) -> bool:

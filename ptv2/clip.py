@@ -1,5 +1,6 @@
 """CLIP with prompts in both of its encoders, of texts and of images."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
 
 from . import storage
-from .assets import asset_files, read_asset
+from .assets import CONFIG, Asset, asset_files, read_asset, require_own_card
 from .config import PromptConfig
 from .model import PromptModel, UnknownTaskError
 from .task_model import leave_out_backbone
@@ -161,13 +162,17 @@ class ClipPromptModel(nn.Module):
         Raises:
             UnknownTaskError: neither encoder has it.
             ValueError: a prompt is not finite.
-            FileExistsError: the path is a file.
+            FileExistsError: the path is a file, or a README.md there is not of a saved task.
         """
-        parts = self._encoders(name)
-        files = {INDEX: (json.dumps({"name": name, "parts": list(parts)}) + "\n").encode()}
-        for part, encoder in parts.items():
+        files: dict[str, bytes] = {}
+        sums: dict[str, str] = {}
+        for part, encoder in self._encoders(name).items():
+            require_own_card(Path(directory) / part)
             own = asset_files(encoder.asset(name), type(self).__name__)
+            sums[part] = hashlib.sha256(own[CONFIG]).hexdigest()
             files |= {f"{part}/{file}": data for file, data in own.items()}
+        index = {"name": name, "parts": list(sums), "sha256": sums}
+        files[INDEX] = (json.dumps(index) + "\n").encode()
         storage.commit(Path(directory), files)
 
     def load_task(self, directory: str | PathLike[str], name: str | None = None) -> str:
@@ -177,9 +182,8 @@ class ClipPromptModel(nn.Module):
             FileNotFoundError: there is no saved task.
             ValueError: it is corrupt, of another backbone, or the name is taken.
         """
-        index = read_index(directory)
+        index, assets = _read_parts(Path(directory))
         name = str(index["name"]) if name is None else name
-        assets = {part: read_asset(directory, part) for part in index["parts"]}
         self.add_parts(
             name,
             {
@@ -217,6 +221,22 @@ def read_index(directory: str | PathLike[str]) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         pass
     raise ValueError(f"{Path(directory) / INDEX}: expected a name and parts, text or images")
+
+
+def _read_parts(directory: Path) -> tuple[dict[str, Any], dict[str, Asset]]:
+    """The index of a saved task and its parts, all of one save."""
+    index = read_index(directory)
+    while True:
+        assets = {part: read_asset(directory, part) for part in index["parts"]}
+        sums = {
+            part: hashlib.sha256(storage.read(directory, f"{part}/{CONFIG}")).hexdigest()
+            for part in assets
+        }
+        if sums == index.get("sha256"):
+            return index, assets
+        before, index = index, read_index(directory)
+        if index == before:  # else another process has saved meanwhile
+            raise ValueError(f"{directory / INDEX}: corrupt, its parts are of another save")
 
 
 def _require_no_more_than_features(part: str, config: PromptConfig) -> None:

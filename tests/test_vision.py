@@ -1,12 +1,14 @@
 """Encoders of images, and CLIP with prompts in both encoders, against the textbook forms."""
 
 import copy
+import json
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
+import ptv2.clip
 from ptv2 import ClipPromptModel, PromptConfig, PromptModel, UnknownTaskError
 from ptv2.cli import app
 from ptv2.families import family_of
@@ -288,6 +290,36 @@ def test_clip_saves_a_task_in_one_step(clip, tmp_path):
     shown = CliRunner().invoke(app, ["info", str(tmp_path / "saved")])
     assert shown.exit_code == 0
     assert shown.stdout.count("somewhere (clip_text_model)") == 1
+
+
+def test_parts_of_one_save(clip, tmp_path, monkeypatch):
+    """Another save between the reading of two parts: the new one is read as a whole."""
+    model, other, saved = ClipPromptModel(clip), ClipPromptModel(clip), tmp_path / "saved"
+    for each in (model, other):
+        each.add_task("both", FEATURES, FEATURES)
+    model.save_task("both", saved)
+    read = ptv2.clip.read_asset
+
+    def read_beside_a_save(directory, part):
+        asset = read(directory, part)
+        if part == "text":
+            other.save_task("both", saved)
+        return asset
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ptv2.clip.read_asset", read_beside_a_save)
+        model.load_task(saved, "loaded")
+    for encoder, its in ((model.text, other.text), (model.images, other.images)):
+        assert torch.equal(encoder.key_value("loaded"), its.key_value("both"))
+    index = json.loads((saved / "clip.json").read_text())
+    index["sha256"]["text"] = "0" * 64
+    (saved / "clip.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"clip\.json: corrupt, its parts are of another save"):
+        model.load_task(saved, "again")
+    (tmp_path / "mine" / "text").mkdir(parents=True)
+    (tmp_path / "mine" / "text" / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"text has a README\.md that a save would"):
+        model.save_task("both", tmp_path / "mine")
 
 
 def test_what_clip_would_ignore_is_refused_however_it_came(clip, texts, pixels, tmp_path):
