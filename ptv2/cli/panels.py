@@ -20,8 +20,8 @@ PANELS = {
     },
     "Prompt": {
         "prompt_length": "Keys and values that are trained in each layer.",
-        "parametrization": "direct; or mlp or lstm, a network that computes the prompt. An mlp wants "
-        "--learning-rate 1e-3 --head-learning-rate 2e-2.",
+        "parametrization": "direct; or mlp or lstm, a network that computes the prompt. For mlp "
+        "set --learning-rate 1e-3 --head-learning-rate 2e-2.",
         "network_size": "Width of the network of mlp or lstm.",
         "injection": "key-value; or hidden-state, from which each layer makes keys and values.",
         "depth": "layers; or input, for comparison with prompt tuning and P-tuning.",
