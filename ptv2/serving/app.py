@@ -1,5 +1,7 @@
 """The HTTP application: dialects, health, metrics and, with a key of its own, administration."""
 
+import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +27,10 @@ from .http import (
 from .metrics import Measured, Metrics
 from .service import Service
 
+_KEY = re.compile(r"[!-~]+")
+
+logger = logging.getLogger(__name__)
+
 
 def create_app(
     service: Service,
@@ -41,11 +47,13 @@ def create_app(
         admin_key: what loads and unloads tasks. None: nobody can.
 
     Raises:
-        ValueError: a key is empty.
+        ValueError: a key is none that a client could show.
     """
     for argument, value in (("key", key), ("admin_key", admin_key)):
-        if value is not None and not value.strip():
-            raise ValueError(f"{argument}: expected a key or None, got an empty text")
+        if value is not None and not _KEY.fullmatch(value):
+            raise ValueError(
+                f"{argument}: expected printable ASCII characters without a space, or None"
+            )
     metrics = Metrics(service)
 
     @asynccontextmanager
@@ -72,14 +80,17 @@ def create_app(
     return app
 
 
-async def _report(_: Request, error: Exception) -> JSONResponse:
-    return error_response(error)
+async def _report(request: Request, error: Exception) -> JSONResponse:
+    response = error_response(error)
+    if response.status_code == 500 and not isinstance(error, EngineError):  # logged where it ran
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return response
 
 
 def _add_health(app: FastAPI, service: Service, metrics: Metrics, guarded: list[Any]) -> None:
     app.include_router(open_inference.health(service))
 
-    @app.get("/health", tags=["health"])
+    @app.api_route("/health", methods=["GET", "HEAD"], tags=["health"])
     async def health() -> Any:
         """200 while new requests are welcome, else 503."""
         if service.ready:

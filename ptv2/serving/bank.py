@@ -29,14 +29,20 @@ class Bank:
     Args:
         model: whose backbone the tasks are for.
         check: raises a ValueError for a task that cannot be served.
+        on_retired: called when `retired` has something to tell.
     """
 
     def __init__(
-        self, model: PromptModel, check: Callable[[Served], None] = lambda task: None
+        self,
+        model: PromptModel,
+        check: Callable[[Served], None] = lambda task: None,
+        on_retired: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._check = check
+        self._on_retired = on_retired
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._current: dict[str, Served] = {}
         self._versions: Counter[str] = Counter()
         self._readers: Counter[Served] = Counter()
@@ -47,7 +53,8 @@ class Bank:
 
         With an error, what was served before still is.
         """
-        return self.publish(self.read(directory, name))
+        with self._loading:  # what is read later is the later version
+            return self.publish(self.read(directory, name))
 
     def read(self, directory: str | PathLike[str], name: str | None = None) -> Served:
         """Read a saved task, without serving it.
@@ -81,6 +88,7 @@ class Bank:
             task = task.numbered(self._versions[task.name])
             self._retire(task.name)
             self._current[task.name] = task
+        self._tell_retired()
         return task
 
     def unload(self, name: str) -> None:
@@ -93,6 +101,7 @@ class Bank:
             self._require(name)
             self._retire(name)
             del self._current[name]
+        self._tell_retired()
 
     @contextmanager
     def lease(self, name: str) -> Iterator[Served]:
@@ -113,6 +122,7 @@ class Bank:
                     del self._readers[task]
                     if self._current.get(name) is not task:
                         self._retired.append(task)
+            self._tell_retired()
 
     def retired(self) -> list[Served]:
         """Versions that nobody will ask for any more, each told once."""
@@ -129,6 +139,10 @@ class Bank:
         """How many requests have a version."""
         with self._lock:
             return self._readers[task]
+
+    def _tell_retired(self) -> None:
+        if self._retired:
+            self._on_retired()
 
     def _retire(self, name: str) -> None:
         old = self._current.get(name)

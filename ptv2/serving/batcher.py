@@ -49,7 +49,7 @@ class Batcher:
     Args:
         run: answers a batch.
         nbytes: what a task takes of `Limits.bytes`.
-        between: called in the thread after every batch.
+        between: called in the thread after every batch, and when it is woken.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Batcher:
         self._waiting = self._waiting_tokens = self._reserved = 0
         self._tokens_per_second = 0.0
         self.done = Done()
-        self._closed = False
+        self._closed = self._woken = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name="ptv2-engine", daemon=True)
         self._thread.start()
@@ -112,6 +112,12 @@ class Batcher:
             queue.extend((job, place) for place in range(len(job.inputs)))
             self._waiting += len(job.inputs)
             self._waiting_tokens += sum(job.lengths)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Have the thread call `between` soon, also if nothing waits."""
+        with self._changed:
+            self._woken = True
             self._changed.notify()
 
     @contextmanager
@@ -170,19 +176,22 @@ class Batcher:
         batch: list[_Place] | None = []
         try:
             while (batch := self._take()) is not None:
-                begun = time.monotonic()
-                self._answer(batch)
-                self._measure(batch, time.monotonic() - begun)
+                if batch:
+                    begun = time.monotonic()
+                    self._answer(batch)
+                    self._measure(batch, time.monotonic() - begun)
                 self._between()
         except BaseException as error:
             self._die(error, batch or [])
 
     def _take(self) -> list[_Place] | None:
-        """The next batch, one sequence of a task after the other; None at the end."""
+        """The next batch, one sequence of a task after the other; an empty one for a thread that
+        was woken, None at the end."""
         with self._changed:
             while True:
                 self._drop_ended()
-                if batch := self._fill():
+                batch, woken, self._woken = self._fill(), self._woken, False
+                if batch or woken:
                     return batch
                 if self._closed and not self._queues:
                     return None

@@ -92,7 +92,7 @@ def error_response(error: Exception) -> JSONResponse:
                 headers["WWW-Authenticate"] = "Bearer"
             message = shorten(str(error), _MESSAGE)
             return JSONResponse({"error": message, "error_type": name}, status, headers=headers)
-    return JSONResponse({"error": "the engine failed", "error_type": "internal"}, 500)
+    return JSONResponse({"error": "the server failed", "error_type": "internal"}, 500)
 
 
 async def read_body(request: Request, kind: type[Parsed]) -> Parsed:
@@ -163,7 +163,7 @@ async def answer(
         raise EngineError from error
     finally:
         gone.cancel()
-        answered.cancel()
+        admitted.job.future.cancel()  # while the task is still lent
     try:
         outcomes = await service.off_loop(admitted.outcomes, logits)
     except Exception as error:

@@ -100,4 +100,5 @@ class Measured:
             # what matched no route is one route, so that the names cannot pile up
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.monotonic() - begun
-            self._metrics.observe(route, status, seconds, scope.get(TASK))
+            answered = scope.get(TASK) if status < 400 else None
+            self._metrics.observe(route, status, seconds, answered)

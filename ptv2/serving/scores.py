@@ -22,16 +22,21 @@ def label_scores(
     """
     assert isinstance(reader, SequenceClassification)
     row = outcome.logits[0].float()
+    require_function(function)
     if function is None:
         multi = reader.multi_label
         function = "none" if reader.regression else "sigmoid" if multi else "softmax"
-    if function not in ("softmax", "sigmoid", "none"):
-        raise ValueError(f"function_to_apply: expected softmax, sigmoid or none, got {function!r}")
     values = row.softmax(-1) if function == "softmax" else row
     values = row.sigmoid() if function == "sigmoid" else values
     pairs = zip(reader.labels, values.tolist(), strict=True)
     found = [{"label": label, "score": score} for label, score in pairs]
     return sorted(found, key=lambda entry: entry["score"], reverse=True)
+
+
+def require_function(function: Any) -> None:
+    """Raise a ValueError unless `label_scores` has the function, or it is None."""
+    if function not in (None, "softmax", "sigmoid", "none"):
+        raise ValueError(f"function_to_apply: expected softmax, sigmoid or none, got {function!r}")
 
 
 def choice_scores(outcome: Outcome) -> list[dict[str, Any]]:
@@ -62,25 +67,18 @@ def words(reader: Task, outcome: Outcome, text: str) -> list[dict[str, Any]]:
     ]
 
 
-def entities(tagged: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Neighbouring words of one entity together, by the prefixes of their tags."""
-    found: list[dict[str, Any]] = []
-    last = -2
-    for word in tagged:
-        prefix, _, kind = word["entity"].rpartition("-")
-        begins = prefix in ("B", "S", "U") or word["index"] != last + 1
-        if begins or not found or found[-1]["entity_group"] != kind:
-            found.append({"entity_group": kind, "scores": [], "start": word["start"]})
-        found[-1] |= {"end": word["end"]}
-        found[-1]["scores"].append(word["score"])
-        last = word["index"] if prefix not in ("E", "L", "S", "U") else -2
-    return [
-        {
-            "entity_group": entity["entity_group"],
-            "score": sum(entity["scores"]) / len(entity["scores"]),
-            "word": text[entity["start"] : entity["end"]],
-            "start": entity["start"],
-            "end": entity["end"],
-        }
-        for entity in found
+def entities(reader: Task, outcome: Outcome, text: str) -> list[dict[str, Any]]:
+    """The entities of a text, as training scores them, each with the mean of its words' scores."""
+    assert isinstance(reader, TokenClassification)
+    tagged = {word["index"]: word for word in words(reader, outcome, text)}
+    tags = [
+        tagged[i]["entity"] if i in tagged else None for i in range(max(tagged, default=-1) + 1)
     ]
+    found = []
+    for kind, first, last in reader.entities(tags):
+        own = [tagged[index] for index in range(first, last + 1)]
+        start, end = own[0]["start"], own[-1]["end"]
+        score = sum(word["score"] for word in own) / len(own)
+        place = {"start": start, "end": end}
+        found.append({"entity_group": kind, "score": score, "word": text[start:end]} | place)
+    return found

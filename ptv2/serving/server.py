@@ -30,15 +30,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._drain = drain
+        self._timer: threading.Timer | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal ends it at once."""
+        """Begin to drain; a second signal ends the drain."""
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._drain or self._service.draining:
             return super().handle_exit(sig, frame)
         self._service.draining = True
-        timer = threading.Timer(self._drain, super().handle_exit, (sig, frame))
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(self._drain, super().handle_exit, (sig, frame))
+        self._timer.daemon = True
+        self._timer.start()
 
 
 def run(
@@ -60,7 +63,7 @@ def run(
         json_logs: whether logs are an object a line, requests among them.
 
     Raises:
-        ValueError: a key is empty, or the time to drain is negative.
+        ValueError: a key is none that a client could show, or the time to drain is negative.
     """
     if not drain >= 0:
         raise ValueError(f"drain: expected no negative number of seconds, got {drain}")

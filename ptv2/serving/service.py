@@ -15,7 +15,7 @@ from ..config import PromptConfig
 from ..inputs import packable
 from ..model import PromptModel
 from ..readers import Readers
-from ..tasks import QuestionAnswering, Task
+from ..tasks import QuestionAnswering, Task, TokenClassification
 from ..tasks.task import Answer, Feature, by_example
 from .bank import Bank
 from .batcher import Batcher
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 MAX_INPUTS = 128
 """Of one request; more come in several."""
 MAX_WINDOWS = 256
-"""Of the contexts of one request."""
+"""Of the contexts or the texts to tag of one request."""
 MAX_CHOICES = 8 * MAX_INPUTS
 """Of the questions of one request."""
 MAX_REPEATED = 2**21
@@ -95,7 +95,7 @@ class Service:
         limits = (limits or Limits()).suited(model.backbone.device, longest)
         self.draining = False
         self.model = model.eval()
-        self.bank = Bank(model, self._require_fit)
+        self.bank = Bank(model, self._require_fit, lambda: self.batcher.wake())
         self._tokenizing = threading.Lock()  # a tokenizer keeps the limits of its last call
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ptv2-texts")
         self._patience = patience
@@ -172,8 +172,14 @@ class Service:
         if isinstance(reader, QuestionAnswering):
             reader = replace(reader, max_windows=MAX_WINDOWS)
         self._require_texts(inputs, reader)
+        if isinstance(reader, TokenClassification):
+            _require_few_words(inputs, MAX_WINDOWS * (reader.max_length or 1))
         with self._tokenizing:
             features = reader.prepare_inputs(inputs)
+        if len(features) > MAX_WINDOWS:
+            raise ValueError(
+                f"inputs: expected texts of at most {MAX_WINDOWS} windows, got {len(features)}"
+            )
         sequences = [x for feature in features for x in reader.sequences(feature)]
         longest = max(len(x["input_ids"]) for x in sequences)
         if not cut and longest == reader.max_length:
@@ -275,6 +281,14 @@ def _require_choices(inputs: Sequence[Any]) -> None:
             f"inputs: expected at most {MAX_CHOICES} choices and {MAX_REPEATED} characters of "
             f"questions, each counted for every choice, got {choices} and {repeated}"
         )
+
+
+def _require_few_words(inputs: Sequence[Any], most: int) -> None:
+    """Raise a ValueError for texts of more words than so many, which are counted before they are
+    tokenised."""
+    words = sum(len(x.split()) if isinstance(x, str) else len(x) for x in inputs)
+    if words > most:
+        raise ValueError(f"inputs: expected at most {most} words, got {words}")
 
 
 def _texts_in(value: Any) -> list[str]:

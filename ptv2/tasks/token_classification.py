@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from datasets import Dataset
 from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -186,6 +187,13 @@ class TokenClassification(Task):
             "recall": float(recall_score(expected, given, zero_division=0)),
             "f1": float(f1_score(expected, given, zero_division=0)),
         }
+
+    def entities(self, tags: Sequence[str | None]) -> list[tuple[str, int, int]]:
+        """The entities that `score` counts: the type of each, "" if the tags name none, its first
+        word and its last."""
+        prefix = _entity_prefix(self.labels)
+        found = get_entities([_scored(tag, prefix) for tag in tags])
+        return [("" if kind == "_" else kind, first, last) for kind, first, last in found]
 
     def majority(self, references: Sequence[Any]) -> dict[str, float]:
         counts = Counter(tag for row in references for tag in row)

@@ -18,6 +18,7 @@ from ptv2.serving.app import create_app
 from ptv2.serving.http import MAX_BODY
 from tests.serving.work import CONFIGS, PATIENCE, TEXT, new_service
 
+NUMBERS = b'{"inputs": {"question": "a", "choices": ["film", NaN, 1]}}'
 LONG_QUESTION = {"inputs": {"question": "film " * 27, "context": "a film " * 300}}
 """It leaves two tokens for a part of the context."""
 
@@ -127,7 +128,17 @@ def test_openai(client):
         ("/models/mood", {"inputs": "a " * 5000}, 422, "at most 8000 characters in a text"),
         ("/models/mood", b'{"inputs": "\\ud800"}', 422, "JSON"),
         ("/models/mood", b'{"inputs": 1e999}', 422, "inputs"),
-        ("/models/mood", b'{"inputs": NaN}', 422, ""),
+        ("/models/mood", b'{"inputs": NaN}', 422, "inputs: expected texts"),
+        ("/models/choice", NUMBERS, 422, "inputs: expected texts as choices"),
+        ("/models/choice", {"inputs": {"question": "a", "choices": [True]}}, 422, "as choices"),
+        ("/models/cities", {"inputs": ["a film " * 400] * 60}, 422, "most 8192 words, got 48000"),
+        ("/models/cities", {"inputs": ["a film " * 60] * 64}, 422, "at most 256 windows, got"),
+        (
+            "/models/mood",
+            {"inputs": TEXT, "parameters": {"function_to_apply": "max"}},
+            422,
+            "function_to_apply: expected softmax, sigmoid or none, got 'max'",
+        ),
         ("/models/mood", b"[" * 5000, 422, "JSON"),
         ("/models/mood", b"\xff\xfe", 422, "JSON"),
         ("/models/mood", b"", 422, "JSON"),
@@ -207,8 +218,8 @@ def test_keys_and_administration(work):
         assert client.post("/models/mood", json=body, headers=key).status_code == 404
         assert client.get("/v1/models", headers=key).json()["data"][0]["id"] == "choice"
     assert not service.batcher.alive  # the end of the application is its end
-    for keys in ({"key": ""}, {"admin_key": " "}):
-        with pytest.raises(ValueError, match=r"key: expected a key or None, got an empty text"):
+    for keys in ({"key": ""}, {"admin_key": " "}, {"key": "secret\n"}, {"key": "schlüssel"}):
+        with pytest.raises(ValueError, match=r"key: expected printable ASCII characters without"):
             create_app(service, prompts=work / "prompts", **keys)
     plain = create_app(new_service(work), prompts=work / "prompts")
     with TestClient(plain) as client:
@@ -220,6 +231,39 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_faults_of_the_server_are_logged(work, caplog):
+    service = new_service(work)
+    (work / "odd" / "odd" / "prompt_config.json").mkdir(parents=True)
+    app = create_app(service, prompts=work / "odd", admin_key="a")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.put("/admin/tasks/odd", headers={"Authorization": "Bearer a"})
+        assert response.status_code == 500
+        assert response.json() == {"error": "the server failed", "error_type": "internal"}
+        (record,) = [x for x in caplog.records if x.levelname == "ERROR"]
+        assert record.getMessage() == "PUT /admin/tasks/odd failed"
+        assert record.exc_info[0] is IsADirectoryError
+        assert client.head("/health").status_code == 200
+
+
+def test_only_answers_count_as_answers(client):
+    refused = {"inputs": TEXT, "parameters": {"function_to_apply": "max"}}
+    assert client.post("/models/mood", json=refused).status_code == 422
+    assert 'ptv2_task_requests_total{task="mood"}' not in client.get("/metrics").text
+    assert client.post("/models/mood", json={"inputs": TEXT}).status_code == 200
+    assert 'ptv2_task_requests_total{task="mood"} 1.0' in client.get("/metrics").text
+
+
+def test_old_versions_go_while_nobody_asks(work, service, client):
+    client.post("/models/mood", json={"inputs": TEXT})
+    (old,) = [task for name, task in service.bank.tasks().items() if name == "mood"]
+    assert service.on_device(old)
+    for _ in range(3):
+        service.bank.load(work / "prompts" / "mood", "mood")
+    wait_until(lambda: not service.on_device(old))
+    service.bank.unload("mood")
+    wait_until(lambda: service.memory.used == 0 and not service.bank._retired)
 
 
 def test_overload_and_death(work):
@@ -258,7 +302,8 @@ def test_overload_and_death(work):
         service.batcher._run = dies
         response = client.post("/models/mood", json={"inputs": TEXT})
         assert (response.status_code, response.json()["error_type"]) == (503, "unavailable")
-        assert client.get("/health").status_code == 503
+        for path in ("/health", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 503
         assert "ptv2_alive 0.0" in client.get("/metrics").text
 
 

@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import uvicorn
 
 from ptv2 import PromptConfig, PromptModel
+from ptv2.serving.server import Server
 from tests.encoder import save_encoder
-from tests.serving.work import PATIENCE
+from tests.serving.work import PATIENCE, new_service
 
 TEXT = "a great film in rome"
 ENDS = int(os.environ.get("PTV2_ENDS", "1"))
@@ -173,6 +175,20 @@ def status(url):
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_second_signal_ends_the_drain_alone(work, monkeypatch):
+    """And its timer, which would make a third of it: that one does not wait for answers."""
+    service, seen = new_service(work), []
+    monkeypatch.setattr("uvicorn.Server.handle_exit", lambda self, *signal: seen.append(signal))
+    server = Server(uvicorn.Config(app=None), service, drain=0.2)
+    server.handle_exit(signal.SIGINT, None)
+    assert service.draining
+    assert not seen
+    server.handle_exit(signal.SIGINT, None)
+    time.sleep(0.4)
+    assert seen == [(signal.SIGINT, None)]
+    service.close(5)
 
 
 @pytest.mark.parametrize("server", [("--drain-seconds", "0.2")], indirect=True)

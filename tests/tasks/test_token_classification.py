@@ -128,7 +128,8 @@ def test_more_sentences_than_are_tokenised_at_once(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": -1}, "stride: expected at least 0, got -1"),
+        ({"stride": -1}, "stride: expected an int of at least 0, got -1"),
+        ({"stride": 1.5}, "stride: expected an int of at least 0, got 1.5"),
         ({"max_length": 2}, "max_length: expected at least 3 tokens, got 2"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 
 from ..http import Body, answer, body_schema, read_body
-from ..scores import choice_scores, entities, label_scores, words
+from ..scores import choice_scores, entities, label_scores, require_function, words
 from ..served import Served
 from ..service import Service
 from .embeddings_inference import embeddings, vectors
@@ -50,6 +50,7 @@ async def _classes(
 ) -> Any:
     function, top = given.pop("function_to_apply", None), _top(given)
     _require_none_left(given)
+    require_function(function)
     rows = inputs if isinstance(inputs, list) else [inputs]
     outcomes = await answer(service, request, task, rows)
     reader = service.reader(task)
@@ -68,9 +69,8 @@ async def _tags(
         raise ValueError("inputs: expected texts")
     outcomes = await answer(service, request, task, texts)
     reader = service.reader(task)
-    found = [words(reader, x, text) for x, text in zip(outcomes, texts, strict=True)]
-    if strategy == "simple":
-        found = [entities(tagged, text) for tagged, text in zip(found, texts, strict=True)]
+    shown = entities if strategy == "simple" else words
+    found = [shown(reader, x, text) for x, text in zip(outcomes, texts, strict=True)]
     return found if isinstance(inputs, list) else found[0]
 
 
@@ -94,7 +94,10 @@ async def _choices(
     _require_none_left(given)
     if not isinstance(inputs, dict) or inputs.keys() != {"question", "choices"}:
         raise ValueError("inputs: expected a question and choices")
-    pairs = [(inputs["question"], inputs["choices"])]
+    choices = inputs["choices"]
+    if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+        raise ValueError("inputs: expected texts as choices")
+    pairs = [(inputs["question"], choices)]
     (outcome,) = await answer(service, request, task, pairs)
     return outcome.answer if top is None else choice_scores(outcome)[:top]
 

@@ -75,7 +75,9 @@ def health(service: Service) -> APIRouter:
 
     @routes.get("/v2/health/live")
     async def live() -> Any:
-        """200 while the server listens."""
+        """200 while requests are answered; 503 if only another start can help."""
+        if not service.batcher.alive:
+            raise UnavailableError("the engine is not running")
         return {"live": True}
 
     @routes.get("/v2/health/ready")

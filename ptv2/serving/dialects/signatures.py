@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...tasks import Task
-from ..scores import entities, label_scores, words
+from ..scores import entities, label_scores
 from ..served import Served
 from ..service import Outcome, Service
 from .tensors import InputTensor, RequestedOutput
@@ -117,10 +117,7 @@ def _classes(reader: Task, outcomes: list[Outcome], rows: list[Any]) -> dict[str
 
 
 def _tags(reader: Task, outcomes: list[Outcome], rows: list[Any]) -> dict[str, NDArray[Any]]:
-    found = [
-        entities(words(reader, outcome, text), text)
-        for outcome, text in zip(outcomes, rows, strict=True)
-    ]
+    found = [entities(reader, outcome, text) for outcome, text in zip(outcomes, rows, strict=True)]
     return {"entities": _texts([json.dumps(row, ensure_ascii=False) for row in found])}
 
 
