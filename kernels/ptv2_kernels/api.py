@@ -66,8 +66,9 @@ def prefix_attention(
         return_lse: also return the log-sum-exp of the scores, natural log, ``(batch, heads,
             length)`` float32; -inf for a row that sees nothing. It is differentiable.
         impl: "triton" (CUDA; on the CPU only with TRITON_INTERPRET=1), "native" (CPU),
-            "reference", or "auto": triton for CUDA tensors, native for those of a CPU in up to
-            32 bits if it was built, else reference. An explicit choice never falls back.
+            "reference", or "auto": triton for CUDA tensors in up to 32 bits and a head_dim up to
+            128, native for those of a CPU in up to 32 bits if it was built, else reference. An
+            explicit choice never falls back.
 
     Returns:
         ``(batch, heads, length, head_dim)``, laid out so that ``.transpose(1, 2)`` is contiguous.
@@ -83,8 +84,8 @@ def prefix_attention(
         *(prompt_ids, prompt_bounds, key_mask, None, None),
         *(positions or ()),
     )
-    chosen = choose_implementation(impl, inputs)
     validate_padded(inputs)
+    chosen = choose_implementation(impl, inputs)
     out, lse = _attend(inputs, dropout_p, scale, causal, window, query.shape[2], chosen)
     return (out, lse) if return_lse else out
 
@@ -141,8 +142,8 @@ def prefix_attention_varlen(
         *(prompt_ids, prompt_bounds, key_mask, cu_seqlens, None),
         *(positions or ()),
     )
-    chosen = choose_implementation(impl, inputs)
     validate_packed(inputs, max_seqlen)
+    chosen = choose_implementation(impl, inputs)
     entry = inputs._replace(
         query=query.transpose(0, 1)[None],
         key=key.transpose(0, 1)[None],

@@ -1,9 +1,13 @@
 """Bad arguments get an error that names the argument, what was expected and what came."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ptv2_kernels import prefix_attention
+from ptv2_kernels.arguments import Inputs
+from ptv2_kernels.implementations import choose_implementation
 from ptv2_kernels.testing import make_inputs
 
 BOUNDS = torch.tensor([[0, 3], [3, 5]], dtype=torch.int32)
@@ -54,6 +58,30 @@ def test_explicit_impl_never_falls_back(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(NotImplementedError, match="impl: 'triton' needs CUDA tensors"):
         prefix_attention(**make_inputs(), impl="triton")
+
+
+@pytest.mark.parametrize("positions", [None, torch.zeros(13).int()], ids=["", "positions"])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "chosen"),
+    [
+        (torch.float16, 128, "triton"),
+        (torch.float32, 1, "triton"),
+        (torch.float64, 64, "reference"),
+        (torch.float32, 129, "reference"),
+        (torch.bfloat16, 0, "reference"),
+    ],
+)
+def test_auto_on_a_gpu_takes_what_its_kernels_do(dtype, head_dim, chosen, positions):
+    query = SimpleNamespace(
+        is_cuda=True, device=torch.device("cuda"), dtype=dtype, shape=(3, 2, 7, head_dim)
+    )
+    inputs = Inputs(query, *[None] * 12, positions)
+    assert choose_implementation("auto", inputs) == chosen
+    if chosen == "triton":
+        assert choose_implementation("triton", inputs) == "triton"
+    else:
+        with pytest.raises(NotImplementedError, match="query: impl 'triton' takes float16"):
+            choose_implementation("triton", inputs)
 
 
 @pytest.mark.parametrize("shape", [dict(batch=0), dict(length=0), dict(prompts=(0,))], ids=str)
