@@ -18,17 +18,15 @@ probabilities from the log-sum-exp (Dao et al. 2022, arXiv:2205.14135).
 import torch
 from torch import Tensor
 
-from .arguments import Inputs, Needs, Options
+from .arguments import Inputs, Needs, Options, empty_output, rows_contiguous
 from .reference_rows import Rows, finite_where_masked, precision_of, rows_by_prompt
 
 
 def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim) and lse (batch, heads, length)."""
     query, scale = inputs.query, options.scale
-    batch, heads, length, head_dim = query.shape
-    precision = precision_of(query)
-    out = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
-    lse = query.new_full((batch, heads, length), float("-inf"), dtype=precision)
+    out = empty_output(query).zero_()
+    lse = query.new_full(query.shape[:3], float("-inf"), dtype=precision_of(query))
     for rows in rows_by_prompt(inputs, options):
         prefix_scores = _gated(rows, _prefix_scores(rows, scale))
         own_scores = _own_scores(rows, scale)
@@ -124,10 +122,11 @@ def reference_backward(
     if inputs.key_mask is not None and query_grad is not None:
         seen = inputs.key_mask[:, None, :, None] | inputs.query.isfinite()
         query_grad.masked_fill_(~seen, 0)
+    own_grads = [x if x is None else rows_contiguous(x) for x in grads[:3]]
     prefix_grads = [x if x is None else x.contiguous() for x in grads[3:]]
     return [
         None if grad is None or x is None else grad.to(x.dtype)
-        for grad, x in zip(grads[:3] + prefix_grads, shapes, strict=True)
+        for grad, x in zip(own_grads + prefix_grads, shapes, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.reference import reference_backward, reference_forward
-from ptv2_kernels.testing import GRADIENTS, relative_l2
+from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
 
 ALL = Needs(*[True] * 5)
 SEED = -(2**40) - 12345
@@ -77,6 +77,13 @@ def gradients_of_outputs(inputs):
         grad_out.masked_fill_(masked[..., None], float("nan"))
         grad_lse.masked_fill_(masked, 0)
     return grad_out, grad_lse
+
+
+def overlapping_inputs(device="cpu"):
+    """Fewer rows than elements, and a row's elements are its neighbour's, moved by one."""
+    inputs = make_inputs(batch=2, length=3, head_dim=8, device=device)
+    inputs["query"] = torch.randn(2, 2, 11, device=device).as_strided((2, 2, 3, 8), (22, 11, 1, 1))
+    return inputs
 
 
 def assert_close(actual, expected, limit):
