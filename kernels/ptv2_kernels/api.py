@@ -48,7 +48,8 @@ def prefix_attention(
             prompts; in the query's dtype or float32, in which their gradients come back.
         prefix_gate: ``(prefix_tokens, heads)``, values >= 0 in the pool's dtype or float32: each
             multiplies the exponential of its prompt row's scores, so that 0 hides the row and 1
-            changes nothing. The gradient at 0 is that of opening the gate. None: 1 everywhere.
+            changes nothing. The gradient at 0 is that of opening the gate; there a score counts as
+            at most 69 above its row's log-sum-exp, so that float32 holds it. None: 1 everywhere.
             Values are checked on the CPU only.
         prompt_ids: ``(batch,)`` int32 or int64, the prompt of each sequence, -1 for none. None:
             prompt 0 for all. Values are checked on the CPU only (a check would stall a GPU).

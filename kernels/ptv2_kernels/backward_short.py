@@ -91,15 +91,16 @@ def _short_grad_kernel(
                 gate = load_gate(gates, prompt_place, columns, seen, lse.dtype)
                 keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
                 ungated = recompute_ungated(q, k, gate, seen[None, :], lse, score_scale, PRECISION)
+                weights = gated(ungated, gate)
                 if NEEDS_PREFIX_VALUE:
-                    kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
+                    kept = drop(weights, keep, dropout).to(do.dtype)
                     prefix_dv = tl.dot(tl.trans(do), kept, prefix_dv, input_precision=PRECISION)
                 if NEEDS_QUERY or NEEDS_PREFIX_KEY:
                     v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                     v = v.to(q.dtype)
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-                    score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
-                    score_grad = gated(score_grad, gate).to(q.dtype)
+                    score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
+                    score_grad = score_grad.to(q.dtype)
                     if NEEDS_PREFIX_KEY:
                         prefix_dk = tl.dot(
                             tl.trans(q), score_grad, prefix_dk, input_precision=PRECISION

@@ -288,7 +288,10 @@ def recompute_weights(left, right, added, visible, lse, score_scale, PRECISION: 
 
 @triton.jit
 def recompute_ungated(query, key, gate, visible, lse, score_scale, PRECISION: tl.constexpr):
-    """A tile of P of a prompt as it would be if its gates were 1; finite, so that 0 closes one."""
+    """A tile of P of a prompt as it would be if its gates were 1.
+
+    With gates it is at most 2^126, so that 0 closes one if nothing else multiplied it before.
+    """
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale - lse
     if gate is not None:
         scores = tl.minimum(scores, 126.0, propagate_nan=tl.PropagateNan.ALL)
@@ -297,7 +300,7 @@ def recompute_ungated(query, key, gate, visible, lse, score_scale, PRECISION: tl
 
 @triton.jit
 def gated(tile, gate):
-    """P, or the gradient of scores, from what it would be if the gates were 1."""
+    """A tile of P from what it would be if the gates were 1."""
     if gate is not None:
         tile *= gate
     return tile

@@ -21,6 +21,9 @@ from torch import Tensor
 from .arguments import Inputs, Needs, Options, empty_output, rows_contiguous
 from .reference_rows import Rows, finite_where_masked, precision_of, rows_by_prompt
 
+MOST_OPENED = 2.0**100
+"""What a weight would be if its gate were 1 counts as at most this, so that the sum is finite."""
+
 
 def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim) and lse (batch, heads, length)."""
@@ -62,7 +65,8 @@ def reference_backward(
         dV = (P * M)^T dO      dS = P * (M * (dO V^T) - delta)
         dQ = scale dS K        dK = scale dS^T Q        (the same for the prompt, summed over rows)
 
-    The gate's gradient is the sum of dS over rows, with P as it would be if the gate were 1.
+    The gate's gradient is the sum of dS over rows, with P as it would be if the gate were 1, at
+    most MOST_OPENED.
     """
     precision, scale = precision_of(inputs.query), options.scale
     shapes = [inputs.query] * 3 + [inputs.prefix_key] * 2 + [inputs.prefix_gate]
@@ -93,8 +97,8 @@ def reference_backward(
                 dp = _times_prompt(d_out, rows.prefix_value.transpose(-1, -2))
                 dp = _dropped(dp, rows.prefix_keep).sub_(delta)
                 if gate_grad is not None:
-                    ungated = scores.exp().mul_(dp)
-                    gate_grad[rows.start : rows.end] += ungated.sum((0, 2)).transpose(0, 1)
+                    opening = scores.exp().clamp_(max=MOST_OPENED).mul_(dp)
+                    gate_grad[rows.start : rows.end] += opening.sum((0, 2)).transpose(0, 1)
                 ds = p.mul_(dp).mul_(scale)
                 if prefix_key_grad is not None:
                     prefix_key_grad[rows.start : rows.end] += _summed_over_rows(ds, rows.query)

@@ -86,6 +86,18 @@ def overlapping_inputs(device="cpu"):
     return inputs
 
 
+def closed_gate_inputs(dtype, device="cpu"):
+    """A prompt row behind a closed gate whose scores are about 120, and other scores near 0."""
+    inputs = make_inputs(length=9, gated=True, dtype=dtype, device=device)
+    inputs["query"] += 5
+    inputs["key"] *= 0.1
+    inputs["prefix_key"] *= 0.1
+    inputs["prefix_key"][1] = 6  # 16 * 5 * 6 / 4
+    inputs["prefix_gate"] = inputs["prefix_gate"].float()
+    inputs["prefix_gate"][1] = 0
+    return inputs
+
+
 def assert_close(actual, expected, limit):
     names = ("out", "lse", *GRADIENTS, "prefix_gate")
     for name, x, y in zip(names[: len(expected)], actual, expected, strict=True):

@@ -19,6 +19,7 @@ from tests.kernels.numerics import (
     SEED,
     assert_close,
     call,
+    closed_gate_inputs,
     gradients_of_outputs,
     overlapping_inputs,
     run_exact,
@@ -122,6 +123,17 @@ def test_overlapping_rows_and_an_endless_window(path, device):
     options = {"window": sys.maxsize}
     expected = run_exact(inputs, *grads, **options)
     assert_close(run(inputs, *grads, **options), expected, LIMITS[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("gate_learns", [False, True])
+def test_a_closed_gate_hides_any_score(gate_learns, dtype, path, device):
+    inputs = closed_gate_inputs(dtype, device)
+    grads = gradients_of_outputs(inputs)
+    needs = Needs(True, True, True, True, True, gate_learns)
+    actual, expected = (f(inputs, *grads, needs=needs) for f in (run, run_exact))
+    assert_close(actual[:7], expected[:7], LIMITS[dtype])
+    assert (actual[7] is None) != gate_learns
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
