@@ -74,7 +74,9 @@ def _short_grad_kernel(
         lse = load_lse(lse_ptr, own, rows)
         lse = tl.where(rows_end > BLOCK_M, float("nan"), lse)[:, None]
         if delta_ptr is not None:
-            delta = row_delta(do, out, grad_lse_ptr, own, rows, lse.dtype, HEAD_DIM, BLOCK_D)
+            delta = row_delta(
+                do, out, lse_ptr, grad_lse_ptr, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D
+            )
             tl.store(delta_ptr + state_start + rows, delta, mask=inside)
             delta = delta[:, None]
         dq = tl.zeros([BLOCK_M, BLOCK_D], lse_ptr.dtype.element_ty)

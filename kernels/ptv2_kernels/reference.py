@@ -77,13 +77,14 @@ def reference_backward(
     query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, gate_grad = grads
     if inputs.key_mask is not None:
         grad_out = finite_where_masked(grad_out, inputs.key_mask)
+    d_lse = None if grad_lse is None else _counting(grad_lse, lse, inputs.key_mask)
     for rows in rows_by_prompt(inputs, options):
         d_out = rows.place.take(grad_out).to(precision)
         delta = torch.zeros((), dtype=precision, device=d_out.device)
         if needs.delta:
             delta = (d_out * rows.place.take(out).to(precision)).sum(-1, keepdim=True)
-        if grad_lse is not None:
-            delta = delta - rows.place.take(grad_lse).unsqueeze(-1)
+        if d_lse is not None:
+            delta = delta - rows.place.take(d_lse).unsqueeze(-1)
         row_lse = rows.place.take(lse).unsqueeze(-1)
         row_lse = row_lse.masked_fill(row_lse == float("-inf"), float("inf"))
         d_query = torch.zeros_like(rows.query)
@@ -132,6 +133,14 @@ def reference_backward(
         None if grad is None or x is None else grad.to(x.dtype)
         for grad, x in zip(own_grads + prefix_grads, shapes, strict=True)
     ]
+
+
+def _counting(grad_lse: Tensor, lse: Tensor, key_mask: Tensor | None) -> Tensor:
+    """0 for what is not finite where a row is masked or saw nothing."""
+    counts = lse != float("-inf")
+    if key_mask is not None:
+        counts &= key_mask[:, None]
+    return torch.where(counts | grad_lse.isfinite(), grad_lse, 0)
 
 
 def _prefix_scores(rows: Rows, scale: float) -> Tensor:

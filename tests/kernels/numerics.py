@@ -68,14 +68,14 @@ def run_exact(inputs, grad_out, grad_lse, **options):
 
 
 def gradients_of_outputs(inputs):
-    """Random gradients of out and lse; in masked rows NaN for out and 0 for lse."""
+    """Random gradients of out and lse, NaN in masked rows."""
     query = inputs["query"]
     grad_out = torch.randn(query.shape).to(query)
     grad_lse = torch.randn(query.shape[:3]).to(query.device)
     if "key_mask" in inputs:
         masked = ~inputs["key_mask"][:, None]
         grad_out.masked_fill_(masked[..., None], float("nan"))
-        grad_lse.masked_fill_(masked, 0)
+        grad_lse.masked_fill_(masked, float("nan"))
     return grad_out, grad_lse
 
 

@@ -84,6 +84,36 @@ def test_auto_on_a_gpu_takes_what_its_kernels_do(dtype, head_dim, chosen, positi
             choose_implementation("triton", inputs)
 
 
+@pytest.mark.parametrize("length", [7, 70])
+@pytest.mark.parametrize("case", ["masked", "saw-nothing"])
+@pytest.mark.parametrize("impl", ["reference", "native", "triton"])
+@pytest.mark.filterwarnings("ignore:overflow encountered in matmul")  # of the interpreter
+def test_where_a_gradient_of_lse_counts_as_zero_if_it_is_not_finite(impl, case, length, device):
+    if impl == "native" and device.type != "cpu":
+        pytest.skip("the CPU's")
+    inputs = make_inputs(
+        batch=2, heads=1, length=length, masked=case == "masked", prompts=(0,), device=device
+    )
+    if case == "masked":
+        reached = inputs["key_mask"][:, None].clone()
+    else:
+        inputs["query"][0], inputs["key"][0] = 1e30, -1e30
+        reached = torch.tensor([False, True], device=device)[:, None, None]
+    key = inputs["key"].requires_grad_()
+    grads = []
+    for unreached in (0.0, float("nan"), float("inf")):
+        _, lse = prefix_attention(**inputs, return_lse=True, impl=impl)
+        weight = torch.arange(length, device=device).float().expand_as(lse)
+        weight = torch.where(reached, weight, unreached)
+        grads += torch.autograd.grad(lse, key, weight)
+    assert grads[0].count_nonzero()
+    if case != "masked":
+        assert (lse[0] == -float("inf")).all()
+        assert grads[0][0].count_nonzero() == 0
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
 @pytest.mark.parametrize("shape", [dict(batch=0), dict(length=0), dict(prompts=(0,))], ids=str)
 def test_empty(shape):
     inputs = make_inputs(**shape)

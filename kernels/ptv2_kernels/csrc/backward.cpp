@@ -78,12 +78,15 @@ void load_sequence(
     }
     const float* row_lse = g.lse.row(sequence.entry, head, sequence.start + first);
     for (int64_t i = 0; i < count; ++i) {
-      lse[i] = row_lse[i] == -kInfinity ? kInfinity : row_lse[i] * kLog2E;
+      const bool saw_nothing = row_lse[i] == -kInfinity;
+      lse[i] = saw_nothing ? kInfinity : row_lse[i] * kLog2E;
       if (g.out.data != nullptr) {
         delta[i] = dot(w.d_out_rows + i * w.width, w.out_rows + i * w.width, w.width);
       }
       if (g.grad_lse.data != nullptr) {
-        delta[i] -= g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
+        const float d_lse = g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
+        const bool counts = !saw_nothing && call.attended(sequence, first + i);
+        delta[i] -= counts || is_finite(d_lse) ? d_lse : 0.0f;
       }
     }
   }
