@@ -77,7 +77,8 @@ def prefix_attention(
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or value.
-        NotImplementedError: the implementation does not exist here or cannot take the inputs.
+        NotImplementedError: the implementation does not exist here or cannot take the inputs; or
+            a second derivative is asked for.
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(
@@ -135,7 +136,8 @@ def prefix_attention_varlen(
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or value.
-        NotImplementedError: the implementation does not exist here or cannot take the inputs.
+        NotImplementedError: the implementation does not exist here or cannot take the inputs; or
+            a second derivative is asked for.
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(

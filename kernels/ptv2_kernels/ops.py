@@ -4,7 +4,7 @@ One operator serves every layout and implementation; ``impl`` picks the latter i
 where its module is imported. Nothing here needs triton.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -129,3 +129,13 @@ def _autograd_backward(
 torch.library.register_autograd(
     "ptv2::prefix_attention", _autograd_backward, setup_context=_setup_context
 )
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "prefix_attention: second derivatives, of gradients taken with create_graph=True, are not "
+        "implemented"
+    )
+
+
+torch.library.register_autograd("ptv2::prefix_attention_backward", _no_second_derivative)
