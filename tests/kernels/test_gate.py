@@ -14,17 +14,7 @@ from ptv2_kernels.testing import (
 )
 from tests.kernels.numerics import closed_gate_inputs, exact, with_gradients
 
-IMPLEMENTATIONS = ("reference", "native", "triton")
 MIXED = dict(prompts=(5, 0, 3), mixed=True, masked=True, batch=6)
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    if request.param == "native" and torch.cuda.is_available():
-        pytest.skip("the CPU's")
-    return request.param
 
 
 def assert_close(actual, expected, limit):

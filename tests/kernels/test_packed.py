@@ -15,15 +15,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=["reference", "native", "triton"])
-def impl(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    if request.param == "native" and torch.cuda.is_available():
-        pytest.skip("the CPU's")
-    return request.param
-
-
 def layouts(lengths=LENGTHS, **kwargs):
     """The same sequences twice: padded with NaN, and packed; arguments of the two functions."""
     longest = max(lengths)
