@@ -122,8 +122,8 @@ def prefix_attention_varlen(
             cu_seqlens[s + 1])``, which may be none. It rises from 0 to the number of tokens;
             values are checked on the CPU only.
         max_seqlen: no sequence is longer. It only helps to choose kernels; a GPU never waits to
-            find it out. One that is too small is an error on the CPU, and on a GPU makes gradients
-            NaN.
+            find it out. One that is too small is an error on the CPU; on a GPU gradients are then
+            NaN or right, and never wrong.
         prompt_ids: ``(sequences,)``.
         key_mask: ``(tokens,)`` bool.
         prefix_gate, prompt_bounds, positions, dropout_p, scale, causal, window, impl: as in

@@ -54,7 +54,8 @@ def _short_grad_kernel(
 ):  # fmt: skip
     """One program: every splits-th sequence of at most BLOCK_M rows, one head.
 
-    A longer sequence gets gradients of NaN: its `max_seqlen` was wrong.
+    A longer sequence gets gradients of NaN, and so do the keys of its prompt: its `max_seqlen` was
+    wrong.
     """
     layout = (cu_seqlens_ptr, sequences, heads, length)
     split = tl.program_id(0) // heads
@@ -117,6 +118,8 @@ def _short_grad_kernel(
                 visible = own_visible(
                     seen[None, :], rows[:, None], columns[None, :], window, CAUSAL
                 )
+                if CAUSAL or window is not None:  # NaN also for columns that only rows beyond see
+                    visible = visible | (rows_end > BLOCK_M)
                 k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
                 keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
                 weights = recompute_weights(q, k, None, visible, lse, score_scale, PRECISION)
