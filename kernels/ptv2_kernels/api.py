@@ -55,8 +55,9 @@ def prefix_attention(
             prompt 0 for all. Values are checked on the CPU only (a check would stall a GPU).
         prompt_bounds: ``(prompts, 2)`` int32, the rows ``[start, end)`` of each prompt in the
             pool. None: one prompt, the whole pool.
-        key_mask: ``(batch, length)`` bool, True = attend; any pattern. What lies in masked
-            positions, NaN included, reaches no output of another row and no gradient.
+        key_mask: ``(batch, length)`` bool, True = attend; any pattern. Keys and values at masked
+            positions, NaN included, reach nothing. A query there is a row like any other, but what
+            is not finite of it, and of the gradients that arrive there, counts as 0.
         positions: scores of the distance between a row and an own column, as DeBERTa has them;
             they get no gradient, and ``reach`` is at least ``length - 1``. None: none.
         dropout_p: probability of dropping an attention weight, in ``[0, 1)``; the mask is a

@@ -60,6 +60,21 @@ def test_packed_equals_padded(impl, mixed, options, device):
             assert relative_l2(x, y) <= LIMITS[torch.float32], name
 
 
+def test_empty_sequences_do_not_change_the_order_of_sums(impl, device):
+    """Many of them, so that sequences share a part of the prompt's gradient."""
+    lengths = (3, 3, 0, 0) * 20
+    padded, packed = layouts(lengths, device=device)
+    grad_out = torch.randn_like(padded["query"])
+    grad_out.masked_fill_(~padded["key_mask"][:, None, :, None], 0)
+    expected = evaluate(prefix_attention, padded, grad_out, impl=impl)[4:]
+    result = evaluate(prefix_attention_varlen, packed, pack(grad_out, lengths), impl=impl)[4:]
+    for x, y in zip(result, expected, strict=True):
+        if impl != "reference":
+            assert torch.equal(x, y)
+        else:
+            assert relative_l2(x, y) <= LIMITS[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_packed_kernels_match_the_reference(impl, dtype, device):
     _, packed = layouts(prompts=(20, 40), mixed=True, dtype=dtype, device=device)

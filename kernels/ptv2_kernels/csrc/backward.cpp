@@ -189,14 +189,11 @@ void chunk_gradients(
   }
 }
 
-// Cut the sequences of each prompt, in ascending order of it, into chunks of about equal size.
+// Cut the sequences of each prompt, in ascending order of it, into chunks of about equal size. Empty
+// ones count too: padded, they would be there, and their gradients are to be summed in one order.
 std::vector<Chunk> chunks_by_prompt(const Call& call) {
-  std::vector<int64_t> order;
-  for (size_t i = 0; i < call.sequences.size(); ++i) {
-    if (call.sequences[i].length > 0) {
-      order.push_back(static_cast<int64_t>(i));
-    }
-  }
+  std::vector<int64_t> order(call.sequences.size());
+  std::iota(order.begin(), order.end(), 0);
   const auto prompt_of = [&](int64_t i) {
     const Sequence& sequence = call.sequences[i];
     return std::make_pair(sequence.prompt_start, sequence.prompt_length);
