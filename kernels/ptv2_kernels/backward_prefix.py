@@ -126,22 +126,18 @@ def _prefix_grad_kernel(
                 ungated = recompute_ungated(
                     q, k, gate, visible, lse[:, None], score_scale, PRECISION
                 )
-                weights = gated(ungated, gate)
                 if NEEDS_VALUE:
-                    kept = drop(weights, keep, dropout).to(do.dtype)
+                    kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
                     dv = tl.dot(tl.trans(do), kept, dv, input_precision=PRECISION)
                 if NEEDS_KEY or NEEDS_GATE:
                     delta = load_delta(delta_ptr, own, rows)[:, None]
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
                     weight_grad = tl.where(visible, weight_grad, 0.0)  # others' rows may hold NaN
+                    score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
                     if NEEDS_GATE:
-                        # At most 2^100, so that the sum is finite.
-                        opened = tl.minimum(ungated, 2.0**100, tl.PropagateNan.ALL)
-                        opening = score_gradient(opened, weight_grad, keep, delta, dropout)
-                        dgate += tl.sum(opening, 0)
+                        dgate += tl.sum(score_grad, 0)
                     if NEEDS_KEY:
-                        score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
-                        score_grad = score_grad.to(dtype)
+                        score_grad = gated(score_grad, gate).to(dtype)
                         dk = tl.dot(tl.trans(q), score_grad, dk, input_precision=PRECISION)
 
     if NEEDS_KEY:

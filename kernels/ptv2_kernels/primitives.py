@@ -294,17 +294,19 @@ def recompute_weights(left, right, added, visible, lse, score_scale, PRECISION: 
 def recompute_ungated(query, key, gate, visible, lse, score_scale, PRECISION: tl.constexpr):
     """A tile of P of a prompt as it would be if its gates were 1.
 
-    With gates it is at most 2^126, so that 0 closes one if nothing else multiplied it before.
+    Of a closed gate it is at most 2^100, so that gradients of its scores are finite and 0 closes
+    it; an open one's is at most 1 / gate.
     """
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale - lse
     if gate is not None:
-        scores = tl.minimum(scores, 126.0, propagate_nan=tl.PropagateNan.ALL)
+        most = tl.where(gate > 0, 126.0, 100.0)
+        scores = tl.minimum(scores, most, propagate_nan=tl.PropagateNan.ALL)
     return tl.where(visible, tl.math.exp2(scores), 0.0)
 
 
 @triton.jit
 def gated(tile, gate):
-    """A tile of P from what it would be if the gates were 1."""
+    """P, or the gradient of scores, from what it would be if the gates were 1."""
     if gate is not None:
         tile *= gate
     return tile
