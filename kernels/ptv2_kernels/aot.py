@@ -46,7 +46,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    80: Architecture(163 * 1024, 164 * 1024, 2048, "HMMA"),
+    # Its tiles also serve 8.6, 8.9 and 12.0, where a program has 99 KiB and not 163.
+    80: Architecture(99 * 1024, 164 * 1024, 2048, "HMMA"),
     90: Architecture(227 * 1024, 228 * 1024, 2048, "HGMMA"),
     100: Architecture(227 * 1024, 228 * 1024, 2048, "UTCHMMA"),
 }

@@ -48,14 +48,16 @@ def prefix_attention(
             prompts; in the query's dtype or float32, in which their gradients come back.
         prefix_gate: ``(prefix_tokens, heads)``, values >= 0 in the pool's dtype or float32: each
             multiplies the exponential of its prompt row's scores, so that 0 hides the row and 1
-            changes nothing. The gradient at 0 is that of opening the gate. None: 1 everywhere.
+            changes nothing. The gradient at 0 is that of opening the gate; there a score counts as
+            at most 69 above its row's log-sum-exp, so that float32 holds it. None: 1 everywhere.
             Values are checked on the CPU only.
         prompt_ids: ``(batch,)`` int32 or int64, the prompt of each sequence, -1 for none. None:
             prompt 0 for all. Values are checked on the CPU only (a check would stall a GPU).
         prompt_bounds: ``(prompts, 2)`` int32, the rows ``[start, end)`` of each prompt in the
             pool. None: one prompt, the whole pool.
-        key_mask: ``(batch, length)`` bool, True = attend; any pattern. What lies in masked
-            positions, NaN included, reaches no output of another row and no gradient.
+        key_mask: ``(batch, length)`` bool, True = attend; any pattern. Keys and values at masked
+            positions, NaN included, reach nothing. A query there is a row like any other, but what
+            is not finite of it, and of the gradients that arrive there, counts as 0.
         positions: scores of the distance between a row and an own column, as DeBERTa has them;
             they get no gradient, and ``reach`` is at least ``length - 1``. None: none.
         dropout_p: probability of dropping an attention weight, in ``[0, 1)``; the mask is a
@@ -66,8 +68,9 @@ def prefix_attention(
         return_lse: also return the log-sum-exp of the scores, natural log, ``(batch, heads,
             length)`` float32; -inf for a row that sees nothing. It is differentiable.
         impl: "triton" (CUDA; on the CPU only with TRITON_INTERPRET=1), "native" (CPU),
-            "reference", or "auto": triton for CUDA tensors, native for those of a CPU in up to
-            32 bits if it was built, else reference. An explicit choice never falls back.
+            "reference", or "auto": triton for CUDA tensors in up to 32 bits and a head_dim up to
+            128, native for those of a CPU in up to 32 bits if it was built, else reference. An
+            explicit choice never falls back.
 
     Returns:
         ``(batch, heads, length, head_dim)``, laid out so that ``.transpose(1, 2)`` is contiguous.
@@ -75,7 +78,8 @@ def prefix_attention(
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or value.
-        NotImplementedError: the implementation does not exist here or cannot take the inputs.
+        NotImplementedError: the implementation does not exist here or cannot take the inputs; or
+            a second derivative is asked for.
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(
@@ -83,8 +87,8 @@ def prefix_attention(
         *(prompt_ids, prompt_bounds, key_mask, None, None),
         *(positions or ()),
     )
-    chosen = choose_implementation(impl, inputs)
     validate_padded(inputs)
+    chosen = choose_implementation(impl, inputs)
     out, lse = _attend(inputs, dropout_p, scale, causal, window, query.shape[2], chosen)
     return (out, lse) if return_lse else out
 
@@ -119,8 +123,8 @@ def prefix_attention_varlen(
             cu_seqlens[s + 1])``, which may be none. It rises from 0 to the number of tokens;
             values are checked on the CPU only.
         max_seqlen: no sequence is longer. It only helps to choose kernels; a GPU never waits to
-            find it out. One that is too small is an error on the CPU, and on a GPU makes gradients
-            NaN.
+            find it out. One that is too small is an error on the CPU; on a GPU gradients are then
+            NaN or right, and never wrong.
         prompt_ids: ``(sequences,)``.
         key_mask: ``(tokens,)`` bool.
         prefix_gate, prompt_bounds, positions, dropout_p, scale, causal, window, impl: as in
@@ -133,7 +137,8 @@ def prefix_attention_varlen(
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or value.
-        NotImplementedError: the implementation does not exist here or cannot take the inputs.
+        NotImplementedError: the implementation does not exist here or cannot take the inputs; or
+            a second derivative is asked for.
     """
     query, key, value = _autocast(query, key, value)
     inputs = Inputs(
@@ -141,8 +146,8 @@ def prefix_attention_varlen(
         *(prompt_ids, prompt_bounds, key_mask, cu_seqlens, None),
         *(positions or ()),
     )
-    chosen = choose_implementation(impl, inputs)
     validate_packed(inputs, max_seqlen)
+    chosen = choose_implementation(impl, inputs)
     entry = inputs._replace(
         query=query.transpose(0, 1)[None],
         key=key.transpose(0, 1)[None],

@@ -94,3 +94,21 @@ class RowState(NamedTuple):
     out: Tensor | None  # None if no delta is asked for
     lse: Tensor
     delta: Tensor | None  # rowsum(grad_out * out) - grad_lse
+
+
+def empty_output(query: Tensor) -> Tensor:
+    """(batch, heads, length, head_dim), laid out so that ``.transpose(1, 2)`` is contiguous.
+
+    It is no view, so that autograd lets it be changed in place.
+    """
+    _, heads, length, head_dim = query.shape
+    strides = (length * heads * head_dim, head_dim, heads * head_dim, 1)
+    return query.new_empty_strided(query.shape, strides)
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """The same with a last stride of 1, which kernels take for granted.
+
+    `empty_like` has another one where the rows of its argument overlap.
+    """
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -13,7 +13,7 @@ batch whose fp32 partial sums are added at the end.
 import torch
 from torch import Tensor
 
-from .arguments import Inputs, Needs, Options, RowState
+from .arguments import Inputs, Needs, Options, RowState, rows_contiguous
 from .backward_long import launch_delta, launch_key_value_grad, launch_query_grad
 from .backward_prefix import launch_prefix_grad
 from .backward_short import launch_short_grad, sums_prompt
@@ -34,12 +34,12 @@ def launch_backward(
     query, pool = inputs.query, inputs.prefix_key
     empty = query.numel() == 0 or inputs.sequences == 0
     make_grad = torch.zeros_like if empty else torch.empty_like
-    grads = [make_grad(query) if need else None for need in needs[:3]]
+    grads = [rows_contiguous(make_grad(query)) if need else None for need in needs[:3]]
     prefix_grads: list[Tensor | None] = [None, None, None]
     if empty or (needs.prefix and len(pool) == 0):
         pools = (pool, pool, inputs.prefix_gate)
         prefix_grads = [
-            torch.zeros_like(x) if need and x is not None else None
+            x.new_zeros(x.shape) if need and x is not None else None
             for x, need in zip(pools, needs[3:], strict=True)
         ]
         needs = needs.without_prefix()
@@ -50,7 +50,7 @@ def launch_backward(
     if launch.positions is not None:
         tiles = tiles.with_positions(launch.head_dim, query.dtype)
     short = tiles.short_grad_for(options.max_length)
-    grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
+    grad_out = rows_contiguous(grad_out)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     delta = torch.empty_like(lse) if needs.delta else None
     rows = RowState(grad_out, grad_lse, out, lse, delta)

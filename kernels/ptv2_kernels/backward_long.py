@@ -35,8 +35,8 @@ from .tiling import Tile
 
 @triton.jit(do_not_specialize=["sequences", "heads", "length"])
 def _delta_kernel(
-    grad_out, grad_lse_ptr, cu_seqlens_ptr, sequences, heads, length, key_mask_ptr, out, delta_ptr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    grad_out, grad_lse_ptr, cu_seqlens_ptr, sequences, heads, length, key_mask_ptr, out, lse_ptr,
+    delta_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program: delta of BLOCK_M rows of one (sequence, head)."""
     layout = (cu_seqlens_ptr, sequences, heads, length)
@@ -47,8 +47,7 @@ def _delta_kernel(
         return
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
-    precision = delta_ptr.dtype.element_ty
-    delta = row_delta(do, out, grad_lse_ptr, own, rows, precision, HEAD_DIM, BLOCK_D)
+    delta = row_delta(do, out, lse_ptr, grad_lse_ptr, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
     tl.store(delta_ptr + state_start + rows, delta, mask=rows < rows_end)
 
 
@@ -201,7 +200,7 @@ def launch_delta(launch: Launch, rows: RowState, tile: Tile) -> None:
     """Fill delta, (batch, heads, length)."""
     _delta_kernel[(launch.blocks(tile.block_m),)](
         launch.matrix(rows.grad_out), rows.grad_lse, launch.cu_seqlens, *launch.counts,
-        launch.mask, launch.matrix(rows.out), rows.delta,
+        launch.mask, launch.matrix(rows.out), rows.lse, rows.delta,
         HEAD_DIM=launch.head_dim, BLOCK_D=launch.constants["BLOCK_D"], BLOCK_M=tile.block_m,
         **tile.launch_options,
     )  # fmt: skip

@@ -54,7 +54,8 @@ def _short_grad_kernel(
 ):  # fmt: skip
     """One program: every splits-th sequence of at most BLOCK_M rows, one head.
 
-    A longer sequence gets gradients of NaN: its `max_seqlen` was wrong.
+    A longer sequence gets gradients of NaN, and so do the keys of its prompt: its `max_seqlen` was
+    wrong.
     """
     layout = (cu_seqlens_ptr, sequences, heads, length)
     split = tl.program_id(0) // heads
@@ -74,7 +75,9 @@ def _short_grad_kernel(
         lse = load_lse(lse_ptr, own, rows)
         lse = tl.where(rows_end > BLOCK_M, float("nan"), lse)[:, None]
         if delta_ptr is not None:
-            delta = row_delta(do, out, grad_lse_ptr, own, rows, lse.dtype, HEAD_DIM, BLOCK_D)
+            delta = row_delta(
+                do, out, lse_ptr, grad_lse_ptr, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D
+            )
             tl.store(delta_ptr + state_start + rows, delta, mask=inside)
             delta = delta[:, None]
         dq = tl.zeros([BLOCK_M, BLOCK_D], lse_ptr.dtype.element_ty)
@@ -91,15 +94,16 @@ def _short_grad_kernel(
                 gate = load_gate(gates, prompt_place, columns, seen, lse.dtype)
                 keep = dropout_keep(dropout, place, rows, first, BLOCK_P)
                 ungated = recompute_ungated(q, k, gate, seen[None, :], lse, score_scale, PRECISION)
+                weights = gated(ungated, gate)
                 if NEEDS_PREFIX_VALUE:
-                    kept = drop(gated(ungated, gate), keep, dropout).to(do.dtype)
+                    kept = drop(weights, keep, dropout).to(do.dtype)
                     prefix_dv = tl.dot(tl.trans(do), kept, prefix_dv, input_precision=PRECISION)
                 if NEEDS_QUERY or NEEDS_PREFIX_KEY:
                     v = load_tile(prefix_value, prompt_place, columns, seen, HEAD_DIM, BLOCK_D)
                     v = v.to(q.dtype)
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-                    score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
-                    score_grad = gated(score_grad, gate).to(q.dtype)
+                    score_grad = score_gradient(weights, weight_grad, keep, delta, dropout)
+                    score_grad = score_grad.to(q.dtype)
                     if NEEDS_PREFIX_KEY:
                         prefix_dk = tl.dot(
                             tl.trans(q), score_grad, prefix_dk, input_precision=PRECISION
@@ -114,6 +118,8 @@ def _short_grad_kernel(
                 visible = own_visible(
                     seen[None, :], rows[:, None], columns[None, :], window, CAUSAL
                 )
+                if CAUSAL or window is not None:  # NaN also for columns that only rows beyond see
+                    visible = visible | (rows_end > BLOCK_M)
                 k = load_tile(key, place, columns, seen, HEAD_DIM, BLOCK_D)
                 keep = dropout_keep(dropout, place, rows, OWN_COLUMN_OFFSET + first, BLOCK_N)
                 weights = recompute_weights(q, k, None, visible, lse, score_scale, PRECISION)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Inputs, Options
+from .arguments import Inputs, Options, empty_output
 from .dropout import OWN_COLUMN_OFFSET, dropout_keep
 from .launch import Launch
 from .positions import position_scores
@@ -135,7 +135,7 @@ def launch_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     query = inputs.query
     batch, heads, length, head_dim = query.shape
     precision = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+    out = empty_output(query)
     lse = query.new_empty(batch, heads, length, dtype=precision)
     if out.numel() == 0:
         return out, lse

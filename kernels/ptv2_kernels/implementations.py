@@ -41,7 +41,7 @@ def choose_implementation(impl: str, inputs: Inputs) -> str:
 
 def _fastest(query: Tensor) -> str:
     if query.is_cuda:
-        return "triton"
+        return "triton" if _triton_takes(query) else "reference"
     if query.device.type != "cpu" or query.dtype not in native.NATIVE_DTYPES:
         return "reference"
     if native.WHY_MISSING is not None:
@@ -60,13 +60,17 @@ def _say_missing() -> None:
     )
 
 
+def _triton_takes(query: Tensor) -> bool:
+    return query.dtype in TRITON_DTYPES and 1 <= query.shape[-1] <= 128
+
+
 def _require_triton(query: Tensor) -> None:
     if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(
             "impl: 'triton' needs CUDA tensors (or TRITON_INTERPRET=1 before triton is "
             f"imported), got tensors on {query.device}"
         )
-    if query.dtype not in TRITON_DTYPES or not 1 <= query.shape[-1] <= 128:
+    if not _triton_takes(query):
         raise NotImplementedError(
             "query: impl 'triton' takes float16, bfloat16 or float32 and a head_dim up to "
             f"128, got {query.dtype} and head_dim {query.shape[-1]}"

@@ -4,12 +4,12 @@ One operator serves every layout and implementation; ``impl`` picks the latter i
 where its module is imported. Nothing here needs triton.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .arguments import Inputs, Needs, Options
+from .arguments import Inputs, Needs, Options, empty_output, rows_contiguous
 
 IMPLEMENTATIONS = ("triton", "native", "reference")
 
@@ -73,17 +73,18 @@ def _backward(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Te
 
 @torch.library.register_fake("ptv2::prefix_attention")
 def _forward_fake(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, length, head_dim = query.shape
     precision = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_empty(batch, length, heads, head_dim).transpose(1, 2)
-    return out, query.new_empty(batch, heads, length, dtype=precision)
+    return empty_output(query), query.new_empty(query.shape[:3], dtype=precision)
 
 
 @torch.library.register_fake("ptv2::prefix_attention_backward")
 def _backward_fake(grad_out: Tensor, grad_lse: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     query, needs = args[0], args[_INPUTS + 2]
     return (
-        *(torch.empty_like(query) if need else query.new_empty(0) for need in needs[:3]),
+        *(
+            rows_contiguous(torch.empty_like(query)) if need else query.new_empty(0)
+            for need in needs[:3]
+        ),
         *(
             x.new_empty(x.shape) if need else query.new_empty(0)
             for x, need in zip((args[3], args[3], args[5]), needs[3:], strict=True)
@@ -128,3 +129,13 @@ def _autograd_backward(
 torch.library.register_autograd(
     "ptv2::prefix_attention", _autograd_backward, setup_context=_setup_context
 )
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        "prefix_attention: second derivatives, of gradients taken with create_graph=True, are not "
+        "implemented"
+    )
+
+
+torch.library.register_autograd("ptv2::prefix_attention_backward", _no_second_derivative)

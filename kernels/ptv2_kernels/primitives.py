@@ -210,15 +210,19 @@ def load_lse(lse_ptr, own, rows):
 
 @triton.jit
 def row_delta(
-    do, out, grad_lse_ptr, own, rows, precision: tl.constexpr,
+    do, out, lse_ptr, grad_lse_ptr, own, rows, key_mask_ptr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """rowsum(dO * O) - dlse: [BLOCK]."""
+    """rowsum(dO * O) - dlse: [BLOCK]; where a row is masked or saw nothing, with a finite dlse."""
     sequence, head, start, length, _, state_start = own
     o = load_tile(out, (sequence, head, start), rows, rows < length, HEAD_DIM, BLOCK_D)
+    precision: tl.constexpr = lse_ptr.dtype.element_ty
     delta = tl.sum(do.to(precision) * o.to(precision), 1)
     if grad_lse_ptr is not None:
-        delta -= tl.load(grad_lse_ptr + state_start + rows, mask=rows < length, other=0.0)
+        dlse = tl.load(grad_lse_ptr + state_start + rows, mask=rows < length, other=0.0)
+        lse = tl.load(lse_ptr + state_start + rows, mask=rows < length, other=0.0)
+        counts = attended(key_mask_ptr, own, rows) & (lse != -float("inf"))
+        delta -= tl.where(counts | (tl.abs(dlse) < float("inf")), dlse, 0.0)
     return delta
 
 
@@ -288,10 +292,15 @@ def recompute_weights(left, right, added, visible, lse, score_scale, PRECISION: 
 
 @triton.jit
 def recompute_ungated(query, key, gate, visible, lse, score_scale, PRECISION: tl.constexpr):
-    """A tile of P of a prompt as it would be if its gates were 1; finite, so that 0 closes one."""
+    """A tile of P of a prompt as it would be if its gates were 1.
+
+    Of a closed gate it is at most 2^100, so that gradients of its scores are finite and 0 closes
+    it; an open one's is at most 1 / gate.
+    """
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * score_scale - lse
     if gate is not None:
-        scores = tl.minimum(scores, 126.0, propagate_nan=tl.PropagateNan.ALL)
+        most = tl.where(gate > 0, 126.0, 100.0)
+        scores = tl.minimum(scores, most, propagate_nan=tl.PropagateNan.ALL)
     return tl.where(visible, tl.math.exp2(scores), 0.0)
 
 

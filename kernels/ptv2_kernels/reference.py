@@ -18,17 +18,18 @@ probabilities from the log-sum-exp (Dao et al. 2022, arXiv:2205.14135).
 import torch
 from torch import Tensor
 
-from .arguments import Inputs, Needs, Options
+from .arguments import Inputs, Needs, Options, empty_output, rows_contiguous
 from .reference_rows import Rows, finite_where_masked, precision_of, rows_by_prompt
+
+MOST_OPENED = 2.0**100
+"""What a weight would be if its gate were 1 counts as at most this, so that the sum is finite."""
 
 
 def reference_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     """Return out (batch, heads, length, head_dim) and lse (batch, heads, length)."""
     query, scale = inputs.query, options.scale
-    batch, heads, length, head_dim = query.shape
-    precision = precision_of(query)
-    out = query.new_zeros(batch, length, heads, head_dim).transpose(1, 2)
-    lse = query.new_full((batch, heads, length), float("-inf"), dtype=precision)
+    out = empty_output(query).zero_()
+    lse = query.new_full(query.shape[:3], float("-inf"), dtype=precision_of(query))
     for rows in rows_by_prompt(inputs, options):
         prefix_scores = _gated(rows, _prefix_scores(rows, scale))
         own_scores = _own_scores(rows, scale)
@@ -64,7 +65,8 @@ def reference_backward(
         dV = (P * M)^T dO      dS = P * (M * (dO V^T) - delta)
         dQ = scale dS K        dK = scale dS^T Q        (the same for the prompt, summed over rows)
 
-    The gate's gradient is the sum of dS over rows, with P as it would be if the gate were 1.
+    The gate's gradient is the sum of dS over rows, with P as it would be if the gate were 1, at
+    most MOST_OPENED.
     """
     precision, scale = precision_of(inputs.query), options.scale
     shapes = [inputs.query] * 3 + [inputs.prefix_key] * 2 + [inputs.prefix_gate]
@@ -75,13 +77,14 @@ def reference_backward(
     query_grad, key_grad, value_grad, prefix_key_grad, prefix_value_grad, gate_grad = grads
     if inputs.key_mask is not None:
         grad_out = finite_where_masked(grad_out, inputs.key_mask)
+    d_lse = None if grad_lse is None else _counting(grad_lse, lse, inputs.key_mask)
     for rows in rows_by_prompt(inputs, options):
         d_out = rows.place.take(grad_out).to(precision)
         delta = torch.zeros((), dtype=precision, device=d_out.device)
         if needs.delta:
             delta = (d_out * rows.place.take(out).to(precision)).sum(-1, keepdim=True)
-        if grad_lse is not None:
-            delta = delta - rows.place.take(grad_lse).unsqueeze(-1)
+        if d_lse is not None:
+            delta = delta - rows.place.take(d_lse).unsqueeze(-1)
         row_lse = rows.place.take(lse).unsqueeze(-1)
         row_lse = row_lse.masked_fill(row_lse == float("-inf"), float("inf"))
         d_query = torch.zeros_like(rows.query)
@@ -95,8 +98,8 @@ def reference_backward(
                 dp = _times_prompt(d_out, rows.prefix_value.transpose(-1, -2))
                 dp = _dropped(dp, rows.prefix_keep).sub_(delta)
                 if gate_grad is not None:
-                    ungated = scores.exp().mul_(dp)
-                    gate_grad[rows.start : rows.end] += ungated.sum((0, 2)).transpose(0, 1)
+                    opening = scores.exp().clamp_(max=MOST_OPENED).mul_(dp)
+                    gate_grad[rows.start : rows.end] += opening.sum((0, 2)).transpose(0, 1)
                 ds = p.mul_(dp).mul_(scale)
                 if prefix_key_grad is not None:
                     prefix_key_grad[rows.start : rows.end] += _summed_over_rows(ds, rows.query)
@@ -124,11 +127,20 @@ def reference_backward(
     if inputs.key_mask is not None and query_grad is not None:
         seen = inputs.key_mask[:, None, :, None] | inputs.query.isfinite()
         query_grad.masked_fill_(~seen, 0)
+    own_grads = [x if x is None else rows_contiguous(x) for x in grads[:3]]
     prefix_grads = [x if x is None else x.contiguous() for x in grads[3:]]
     return [
         None if grad is None or x is None else grad.to(x.dtype)
-        for grad, x in zip(grads[:3] + prefix_grads, shapes, strict=True)
+        for grad, x in zip(own_grads + prefix_grads, shapes, strict=True)
     ]
+
+
+def _counting(grad_lse: Tensor, lse: Tensor, key_mask: Tensor | None) -> Tensor:
+    """0 for what is not finite where a row is masked or saw nothing."""
+    counts = lse != float("-inf")
+    if key_mask is not None:
+        counts &= key_mask[:, None]
+    return torch.where(counts | grad_lse.isfinite(), grad_lse, 0)
 
 
 def _prefix_scores(rows: Rows, scale: float) -> Tensor:

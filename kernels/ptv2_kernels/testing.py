@@ -60,7 +60,7 @@ def make_inputs(
         inputs["prompt_ids"] = (torch.arange(batch) % (len(prompts) + 1) - 1).to(device)
     if masked:
         mask = torch.rand(batch, length, generator=generator) < 0.7
-        mask[-1] = False
+        mask[-1:] = False
         inputs["key_mask"] = mask.to(device)
         if poisoned:
             for x in (query, key, value):

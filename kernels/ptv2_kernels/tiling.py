@@ -75,7 +75,11 @@ _override: ContextVar[Tiles | None] = ContextVar("tiles", default=None)
 
 @contextmanager
 def override_tiles(tiles: Tiles) -> Iterator[None]:
-    """Run every launch inside the block with these tiles."""
+    """Run every launch inside the block with these tiles.
+
+    Those of this thread: on a GPU autograd launches a backward from a thread of its own, which
+    takes the usual ones. `launch_backward` takes these.
+    """
     token = _override.set(tiles)
     try:
         yield

@@ -4,7 +4,7 @@ import torch
 
 from ptv2_kernels.arguments import Inputs, Needs, Options
 from ptv2_kernels.reference import reference_backward, reference_forward
-from ptv2_kernels.testing import GRADIENTS, relative_l2
+from ptv2_kernels.testing import GRADIENTS, make_inputs, relative_l2
 
 ALL = Needs(*[True] * 5)
 SEED = -(2**40) - 12345
@@ -68,15 +68,34 @@ def run_exact(inputs, grad_out, grad_lse, **options):
 
 
 def gradients_of_outputs(inputs):
-    """Random gradients of out and lse; in masked rows NaN for out and 0 for lse."""
+    """Random gradients of out and lse, NaN in masked rows."""
     query = inputs["query"]
     grad_out = torch.randn(query.shape).to(query)
     grad_lse = torch.randn(query.shape[:3]).to(query.device)
     if "key_mask" in inputs:
         masked = ~inputs["key_mask"][:, None]
         grad_out.masked_fill_(masked[..., None], float("nan"))
-        grad_lse.masked_fill_(masked, 0)
+        grad_lse.masked_fill_(masked, float("nan"))
     return grad_out, grad_lse
+
+
+def overlapping_inputs(device="cpu"):
+    """Fewer rows than elements, and a row's elements are its neighbour's, moved by one."""
+    inputs = make_inputs(batch=2, length=3, head_dim=8, device=device)
+    inputs["query"] = torch.randn(2, 2, 11, device=device).as_strided((2, 2, 3, 8), (22, 11, 1, 1))
+    return inputs
+
+
+def closed_gate_inputs(dtype, device="cpu"):
+    """A prompt row behind a closed gate whose scores are about 120, and other scores near 0."""
+    inputs = make_inputs(length=9, gated=True, dtype=dtype, device=device)
+    inputs["query"] += 5
+    inputs["key"] *= 0.1
+    inputs["prefix_key"] *= 0.1
+    inputs["prefix_key"][1] = 6  # 16 * 5 * 6 / 4
+    inputs["prefix_gate"] = inputs["prefix_gate"].float()
+    inputs["prefix_gate"][1] = 0
+    return inputs
 
 
 def assert_close(actual, expected, limit):

@@ -1,9 +1,13 @@
 """Bad arguments get an error that names the argument, what was expected and what came."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ptv2_kernels import prefix_attention
+from ptv2_kernels.arguments import Inputs
+from ptv2_kernels.implementations import choose_implementation
 from ptv2_kernels.testing import make_inputs
 
 BOUNDS = torch.tensor([[0, 3], [3, 5]], dtype=torch.int32)
@@ -54,6 +58,57 @@ def test_explicit_impl_never_falls_back(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(NotImplementedError, match="impl: 'triton' needs CUDA tensors"):
         prefix_attention(**make_inputs(), impl="triton")
+
+
+@pytest.mark.parametrize("positions", [None, torch.zeros(13).int()], ids=["", "positions"])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "chosen"),
+    [
+        (torch.float16, 128, "triton"),
+        (torch.float32, 1, "triton"),
+        (torch.float64, 64, "reference"),
+        (torch.float32, 129, "reference"),
+        (torch.bfloat16, 0, "reference"),
+    ],
+)
+def test_auto_on_a_gpu_takes_what_its_kernels_do(dtype, head_dim, chosen, positions):
+    query = SimpleNamespace(
+        is_cuda=True, device=torch.device("cuda"), dtype=dtype, shape=(3, 2, 7, head_dim)
+    )
+    inputs = Inputs(query, *[None] * 12, positions)
+    assert choose_implementation("auto", inputs) == chosen
+    if chosen == "triton":
+        assert choose_implementation("triton", inputs) == "triton"
+    else:
+        with pytest.raises(NotImplementedError, match="query: impl 'triton' takes float16"):
+            choose_implementation("triton", inputs)
+
+
+@pytest.mark.parametrize("length", [7, 70])
+@pytest.mark.parametrize("case", ["masked", "saw-nothing"])
+@pytest.mark.filterwarnings("ignore:overflow encountered in matmul")  # of the interpreter
+def test_where_a_gradient_of_lse_counts_as_zero_if_it_is_not_finite(impl, case, length, device):
+    inputs = make_inputs(
+        batch=2, heads=1, length=length, masked=case == "masked", prompts=(0,), device=device
+    )
+    if case == "masked":
+        reached = inputs["key_mask"][:, None].clone()
+    else:
+        inputs["query"][0], inputs["key"][0] = 1e30, -1e30
+        reached = torch.tensor([False, True], device=device)[:, None, None]
+    key = inputs["key"].requires_grad_()
+    grads = []
+    for unreached in (0.0, float("nan"), float("inf")):
+        _, lse = prefix_attention(**inputs, return_lse=True, impl=impl)
+        weight = torch.arange(length, device=device).float().expand_as(lse)
+        weight = torch.where(reached, weight, unreached)
+        grads += torch.autograd.grad(lse, key, weight)
+    assert grads[0].count_nonzero()
+    if case != "masked":
+        assert (lse[0] == -float("inf")).all()
+        assert grads[0][0].count_nonzero() == 0
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
 
 
 @pytest.mark.parametrize("shape", [dict(batch=0), dict(length=0), dict(prompts=(0,))], ids=str)

@@ -4,18 +4,17 @@ import pytest
 import torch
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
-from ptv2_kernels.testing import GRADIENTS, make_inputs, pack, relative_l2, textbook_attention
-from tests.kernels.numerics import with_gradients
+from ptv2_kernels.testing import (
+    GRADIENTS,
+    LIMITS,
+    make_inputs,
+    pack,
+    relative_l2,
+    textbook_attention,
+)
+from tests.kernels.numerics import closed_gate_inputs, exact, with_gradients
 
-IMPLEMENTATIONS = ("reference", "native", "triton")
 MIXED = dict(prompts=(5, 0, 3), mixed=True, masked=True, batch=6)
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    return request.param
 
 
 def assert_close(actual, expected, limit):
@@ -31,51 +30,64 @@ def test_equals_textbook(case, options):
     assert_close(actual, with_gradients(textbook_attention, inputs, **options), 1e-12)
 
 
-def test_open_gates_change_nothing(impl):
-    inputs = make_inputs(**MIXED)
-    gate = torch.ones(8, 2)
+def test_open_gates_change_nothing(impl, device):
+    inputs = make_inputs(**MIXED, device=device)
+    gate = torch.ones(8, 2, device=device)
     expected = prefix_attention(**inputs, impl=impl)
     assert torch.equal(prefix_attention(**inputs, prefix_gate=gate, impl=impl), expected)
 
 
-def test_closed_gates_leave_the_bare_backbone_and_a_gradient_to_open_them(impl):
-    inputs = make_inputs(masked=True)
-    bare = make_inputs(masked=True, prompts=(0,))
-    inputs["prefix_gate"] = torch.zeros(5, 2)
+def test_closed_gates_leave_the_bare_backbone_and_a_gradient_to_open_them(impl, device):
+    inputs = make_inputs(masked=True, device=device)
+    bare = make_inputs(masked=True, prompts=(0,), device=device)
+    inputs["prefix_gate"] = torch.zeros(5, 2, device=device)
     actual = with_gradients(prefix_attention, inputs, impl=impl)
     assert torch.equal(actual["out"], prefix_attention(**bare | own(inputs), impl=impl))
     for name in ("prefix_key", "prefix_value"):
         assert actual[name].count_nonzero() == 0
     gate = actual["prefix_gate"]
     assert gate.count_nonzero() == gate.numel()
-    double = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    exact = with_gradients(prefix_attention, double, impl="reference")
-    assert relative_l2(gate, exact["prefix_gate"]) < 1e-5
+    double = {name: exact(x) for name, x in inputs.items()}
+    expected = with_gradients(prefix_attention, double, impl="reference")
+    assert relative_l2(gate, expected["prefix_gate"]) < 1e-5
 
 
 def own(inputs):
     return {name: inputs[name] for name in ("query", "key", "value", "key_mask")}
 
 
-def test_row_that_sees_nothing_is_zero(impl):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_closed_gate_hides_any_score(impl, dtype, device):
+    """The gradient that opens it is as large as float32 can hold."""
+    inputs = closed_gate_inputs(dtype, device)
+    actual = with_gradients(prefix_attention, inputs, impl=impl)
+    double = {name: exact(x) for name, x in inputs.items()}
+    expected = with_gradients(prefix_attention, double, impl="reference")
+    assert_close(actual, expected, LIMITS[dtype])
+    assert actual["prefix_gate"].abs().max() > 1e29
+
+
+def test_row_that_sees_nothing_is_zero(impl, device):
     """Every key of its own is masked and every gate closed."""
-    inputs = make_inputs(masked=True, poisoned=True)
-    inputs["prefix_gate"] = torch.zeros(5, 2)
+    inputs = make_inputs(masked=True, poisoned=True, device=device)
+    inputs["prefix_gate"] = torch.zeros(5, 2, device=device)
     actual = with_gradients(prefix_attention, inputs, impl=impl)
     assert actual["out"][-1].count_nonzero() == 0
     assert all(x.isfinite().all() for x in actual.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_packed(impl, dtype):
+def test_packed(impl, dtype, device):
     lengths = [3, 7, 1, 5]
-    inputs = make_inputs(batch=4, length=7, prompts=(5, 3), mixed=True, gated=True, dtype=dtype)
+    inputs = make_inputs(
+        batch=4, length=7, prompts=(5, 3), mixed=True, gated=True, dtype=dtype, device=device
+    )
     inputs["prefix_gate"] = inputs["prefix_gate"].float()
-    inputs["key_mask"] = torch.arange(7) < torch.tensor(lengths)[:, None]
+    inputs["key_mask"] = (torch.arange(7) < torch.tensor(lengths)[:, None]).to(device)
     expected = prefix_attention(**inputs, impl=impl)
     packed = {name: x for name, x in inputs.items() if name != "key_mask"}
     packed |= {name: pack(inputs[name], lengths) for name in GRADIENTS[:3]}
-    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    ends = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
     out = prefix_attention_varlen(**packed, cu_seqlens=ends, max_seqlen=7, impl=impl)
     torch.testing.assert_close(out, pack(expected, lengths))
 

@@ -19,7 +19,14 @@ from ptv2_kernels import (
 from ptv2_kernels.arguments import Inputs, Needs
 from ptv2_kernels.native import native_backward, native_forward
 from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, relative_l2
-from tests.kernels.numerics import CASES, assert_close, call, gradients_of_outputs, run_exact
+from tests.kernels.numerics import (
+    CASES,
+    assert_close,
+    call,
+    gradients_of_outputs,
+    overlapping_inputs,
+    run_exact,
+)
 
 # More than one block of rows, of keys and of the prompt, each with a remainder.
 LARGE = {
@@ -130,14 +137,8 @@ def test_extreme_scores():
 
 
 def test_overlapping_rows_and_an_endless_window():
-    inputs = make_inputs(batch=2, length=5, head_dim=4)
-    inputs["query"] = (
-        torch.randn(2, 2, 11)
-        .unfold(2, 8, 1)[:, :, :, :4]
-        .clone()
-        .as_strided((2, 2, 5, 4), (22, 11, 1, 1))
-    )
-    grads = torch.randn(2, 2, 5, 4), None
+    inputs = overlapping_inputs()
+    grads = torch.randn(2, 2, 3, 8), None
     options = {"window": sys.maxsize}
     expected = run_exact(inputs, *grads, **options)
     assert_close(run(inputs, *grads, **options), expected, LIMITS[torch.float32])

@@ -5,39 +5,38 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from ptv2_kernels import prefix_attention
+from ptv2_kernels import prefix_attention, prefix_attention_varlen
 from ptv2_kernels.arguments import Inputs
 from ptv2_kernels.testing import GRADIENTS, make_inputs, make_positions
+from tests.kernels.numerics import overlapping_inputs
 
 MIXED = dict(prompts=(5, 3), mixed=True, masked=True, batch=4)
 GATED = (*GRADIENTS, "prefix_gate")
 INPUTS = len(Inputs._fields)
 
 
-def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference"):
+def arguments(dropout_p=0.0, seed=None, requires_grad=False, impl="reference", **kwargs):
     """Positional arguments of torch.ops.ptv2.prefix_attention."""
-    inputs = make_inputs(**MIXED, gated=True)
+    inputs = make_inputs(**MIXED | kwargs, gated=True)
     leaves = [inputs[name].requires_grad_(requires_grad) for name in GATED]
     optional = [inputs["prompt_ids"], inputs["prompt_bounds"], inputs["key_mask"], None, seed]
-    optional += list(make_positions(inputs, 9)) if impl == "reference" else [None] * 3
+    optional += list(make_positions(inputs, 9)) if impl != "native" else [None] * 3
     length = inputs["query"].shape[2]
     return (*leaves, *optional, dropout_p, 0.25, False, None, length, impl)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("impl", ["reference", "native"])
-def test_opcheck(impl, dropout_p, requires_grad):
-    seed = torch.tensor([7]) if dropout_p else None
-    torch.library.opcheck(
-        torch.ops.ptv2.prefix_attention.default, arguments(dropout_p, seed, requires_grad, impl)
-    )
+def test_opcheck(impl, dropout_p, requires_grad, device):
+    seed = torch.tensor([7], device=device) if dropout_p else None
+    args = arguments(dropout_p, seed, requires_grad, impl, device=device)
+    torch.library.opcheck(torch.ops.ptv2.prefix_attention.default, args)
 
 
+@pytest.mark.parametrize("shape", [{}, {"batch": 0}, {"length": 0}], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("impl", ["reference", "native"])
-def test_opcheck_backward(impl, transposed):
-    args = arguments(impl=impl)
+def test_opcheck_backward(impl, transposed, shape, device):
+    args = arguments(impl=impl, device=device, **shape)
     if transposed:  # pools as they are cut out of (heads, rows, head_dim)
         pools = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in args[3:5]]
         args = (*args[:3], *pools, *args[5:])
@@ -49,10 +48,49 @@ def test_opcheck_backward(impl, transposed):
     )
 
 
+def test_opcheck_backward_of_overlapping_rows(impl, device):
+    inputs = Inputs(**dict.fromkeys(Inputs._fields) | overlapping_inputs(device))
+    options = (0.0, 0.25, False, None, 3, impl)
+    out, lse = torch.ops.ptv2.prefix_attention(*inputs, *options)
+    torch.library.opcheck(
+        torch.ops.ptv2.prefix_attention_backward.default,
+        (torch.ones_like(out), None, *inputs, out, lse, [True] * 5 + [False], *options),
+    )
+
+
+def packed_attention(query, key, value, prefix_key, prefix_value, **options):
+    """Two sequences of the first entry's rows."""
+    own = (x[0].transpose(0, 1) for x in (query, key, value))
+    ends = torch.tensor([0, 3, query.shape[2]], dtype=torch.int32, device=query.device)
+    return prefix_attention_varlen(*own, prefix_key, prefix_value, ends, **options)
+
+
 def loss_and_gradients(function, inputs):
     leaves = {name: inputs[name].detach().clone().requires_grad_() for name in GATED}
     loss = function(**inputs | leaves).square().sum()
     return (loss, *torch.autograd.grad(loss, tuple(leaves.values())))
+
+
+@pytest.mark.parametrize("function", [prefix_attention, packed_attention])
+def test_the_output_may_be_changed_in_place(impl, function, device):
+    """Where autograd has not kept it, which it has for a gradient of scores."""
+    inputs = make_inputs(device=device)
+    value = inputs["value"].requires_grad_()
+    out = function(**inputs, impl=impl)
+    (expected,) = torch.autograd.grad(out.sum() * 2, value)
+    out = function(**inputs, impl=impl)
+    out *= 2
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), value)[0], expected)
+
+
+def test_second_derivatives_are_refused(impl, device):
+    inputs = make_inputs(**MIXED, gated=True, device=device)
+    leaves = {name: inputs[name].requires_grad_() for name in GATED}
+    out = prefix_attention(**inputs | leaves, impl=impl)
+    grads = torch.autograd.grad(out.square().sum(), tuple(leaves.values()), create_graph=True)
+    penalty = sum(grad.square().sum() for grad in grads)
+    with pytest.raises(NotImplementedError, match="prefix_attention: second derivatives"):
+        torch.autograd.grad(penalty, leaves["prefix_key"])
 
 
 def test_compiles_without_a_break():

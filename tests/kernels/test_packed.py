@@ -5,6 +5,7 @@ import torch
 
 from ptv2_kernels import prefix_attention, prefix_attention_varlen
 from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, pack, relative_l2
+from tests.kernels.numerics import call
 
 LENGTHS = (9, 0, 1, 70, 33)
 OPTIONS = {
@@ -13,15 +14,6 @@ OPTIONS = {
     "window": {"window": 5},
     "dropout": {"dropout_p": 0.3},
 }
-
-
-@pytest.fixture(params=["reference", "native", "triton"])
-def impl(request):
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    if request.param == "native" and torch.cuda.is_available():
-        pytest.skip("the CPU's")
-    return request.param
 
 
 def layouts(lengths=LENGTHS, **kwargs):
@@ -68,6 +60,21 @@ def test_packed_equals_padded(impl, mixed, options, device):
             assert relative_l2(x, y) <= LIMITS[torch.float32], name
 
 
+def test_empty_sequences_do_not_change_the_order_of_sums(impl, device):
+    """Many of them, so that sequences share a part of the prompt's gradient."""
+    lengths = (3, 3, 0, 0) * 20
+    padded, packed = layouts(lengths, device=device)
+    grad_out = torch.randn_like(padded["query"])
+    grad_out.masked_fill_(~padded["key_mask"][:, None, :, None], 0)
+    expected = evaluate(prefix_attention, padded, grad_out, impl=impl)[4:]
+    result = evaluate(prefix_attention_varlen, packed, pack(grad_out, lengths), impl=impl)[4:]
+    for x, y in zip(result, expected, strict=True):
+        if impl != "reference":
+            assert torch.equal(x, y)
+        else:
+            assert relative_l2(x, y) <= LIMITS[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_packed_kernels_match_the_reference(impl, dtype, device):
     _, packed = layouts(prompts=(20, 40), mixed=True, dtype=dtype, device=device)
@@ -111,31 +118,38 @@ def test_no_tokens(impl, lengths, device):
     assert all((grad == 0).all() for grad in grads)
 
 
+@pytest.mark.parametrize("options", [{"window": 20}, {"window": 3}, {"causal": True}], ids=str)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_too_small_a_maximum_is_loud(mixed, device, monkeypatch):
+def test_too_small_a_maximum_is_loud(mixed, options, device):
     """Where values cannot be checked, the output is right and gradients are NaN, never wrong."""
     pytest.importorskip("triton")
-    from ptv2_kernels import validation
+    from ptv2_kernels.backward import launch_backward
+    from ptv2_kernels.forward import launch_forward
     from ptv2_kernels.tiling import Tile, Tiles, override_tiles
 
-    monkeypatch.setattr(validation, "_validate_lengths", lambda *_: None)
     prompts = {"prompts": (4, 2), "mixed": True} if mixed else {}
     _, packed = layouts((33, 4, 40), device=device, **prompts)
-    grad_out = torch.ones_like(packed["query"])
-    right = evaluate(prefix_attention_varlen, packed, grad_out, impl="triton", window=20)
-    packed["max_seqlen"] = 16
+    del packed["max_seqlen"]
+    packed |= {name: packed[name].transpose(0, 1)[None] for name in GRADIENTS[:3]}
+    grads = torch.ones_like(packed["query"]), None
     tile = Tile(32, 32, 32, 4, 1)
     with override_tiles(Tiles(tile, tile, tile, tile, tile)):
-        wrong = evaluate(prefix_attention_varlen, packed, grad_out, impl="triton", window=20)
-    torch.testing.assert_close(wrong[0], right[0])
-    own, pool = wrong[1:4], wrong[4:]
+        right, wrong = (
+            call(launch_forward, launch_backward, packed, *grads, max_length=length, **options)
+            for length in (40, 16)
+        )
+    assert torch.equal(wrong[0], right[0])
+    for x, y in zip(wrong[2:5], right[2:5], strict=True):
+        assert x[:, :, :33].isnan().all()
+        assert x[:, :, 37:].isnan().all()
+        torch.testing.assert_close(x[:, :, 33:37], y[:, :, 33:37])
+    keys, values = wrong[5:]
     if mixed:  # sequence 0 has no prompt, and prompt 0 only the short sequence
-        pool = [x[4:] for x in pool]
+        assert keys[4:].isnan().all()
+        torch.testing.assert_close(values, right[6])
     else:
-        assert all(x.isnan().all() for x in pool)
-    assert all(x[:33].isnan().all() and x[37:].isnan().all() for x in own)
-    assert all(x[33:37].isfinite().all() for x in own)
-    assert pool[0].isnan().all()
+        assert keys.isnan().all()
+        assert values.isnan().all()
 
 
 BAD = {

@@ -44,9 +44,9 @@ def impl(request):
     [(case, "both") for case in CASES]
     + [(case, kind) for case in ("mixed", "tiles") for kind in ("key", "query")],
 )
-def test_equals_textbook(impl, case, kinds):
+def test_equals_textbook(impl, case, kinds, device):
     kwargs, options = CASES[case]
-    inputs = make_inputs(**kwargs)
+    inputs = make_inputs(**kwargs, device=device)
     positions = make_positions(inputs, kwargs.get("length", 7) + 2)
     if kinds != "both":
         positions = positions._replace(**{"query" if kinds == "key" else "key": None})
@@ -58,8 +58,8 @@ def test_equals_textbook(impl, case, kinds):
         assert relative_l2(x, expected[name]) <= LIMITS[torch.float32], name
 
 
-def test_half_precision(impl):
-    inputs = make_inputs(length=37, prompts=(20,), masked=True, dtype=torch.float16)
+def test_half_precision(impl, device):
+    inputs = make_inputs(length=37, prompts=(20,), masked=True, dtype=torch.float16, device=device)
     positions = make_positions(inputs, 36)
     actual = with_gradients(prefix_attention, inputs, positions=positions, impl=impl)
     double = {name: exact(x) for name, x in inputs.items()}
@@ -70,9 +70,9 @@ def test_half_precision(impl):
         assert relative_l2(x, expected[name]) <= LIMITS[torch.float16], name
 
 
-def test_masked_positions_reach_nothing(impl):
-    clean = make_inputs(masked=True, length=11)
-    poisoned = make_inputs(masked=True, poisoned=True, length=11)
+def test_masked_positions_reach_nothing(impl, device):
+    clean = make_inputs(masked=True, length=11, device=device)
+    poisoned = make_inputs(masked=True, poisoned=True, length=11, device=device)
     mask = clean["key_mask"][:, None, :, None]
     clean["query"] = torch.where(mask, clean["query"], 0)  # what a poisoned query counts as
     positions = make_positions(clean, 10)
@@ -84,39 +84,43 @@ def test_masked_positions_reach_nothing(impl):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_packed(impl, p):
+def test_packed(impl, p, device):
     lengths = [3, 37, 1, 20]
-    inputs = make_inputs(batch=4, length=37, prompts=(5, 3), mixed=True)
-    inputs["key_mask"] = torch.arange(37) < torch.tensor(lengths)[:, None]
+    inputs = make_inputs(batch=4, length=37, prompts=(5, 3), mixed=True, device=device)
+    inputs["key_mask"] = (torch.arange(37) < torch.tensor(lengths)[:, None]).to(device)
     positions = make_positions(inputs, 36)
     options = {"positions": positions, "impl": impl, "dropout_p": p}
     torch.manual_seed(7)
     expected = prefix_attention(**inputs, **options)
     packed = {name: x for name, x in inputs.items() if name != "key_mask"}
     packed |= {name: pack(inputs[name], lengths) for name in GRADIENTS[:3]}
-    packed["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
+    packed["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
     torch.manual_seed(7)
     out = prefix_attention_varlen(**packed, max_seqlen=37, **options)
     torch.testing.assert_close(out, pack(expected, lengths), rtol=0, atol=1e-6)
 
 
-def test_gradcheck_with_dropout(impl):
-    inputs = make_inputs(batch=2, heads=1, length=3, head_dim=2, prompts=(2,), dtype=torch.float64)
+def test_gradcheck_with_dropout(impl, device):
+    if impl == "triton" and device.type == "cuda":
+        pytest.skip("float64 runs in the interpreter alone")
+    inputs = make_inputs(
+        batch=2, heads=1, length=3, head_dim=2, prompts=(2,), dtype=torch.float64, device=device
+    )
     positions = make_positions(inputs, 2, buckets=3)
     leaves = [inputs[name].requires_grad_() for name in GRADIENTS]
     tables = (positions.key, positions.query, positions.bucket)
 
     def attend(*leaves):
-        optional = (None, None, None, None, None, torch.tensor([5]))
+        optional = (None, None, None, None, None, torch.tensor([5], device=device))
         options = (0.4, 0.7, False, None, 3, impl)
         return torch.ops.ptv2.prefix_attention(*leaves, *optional, *tables, *options)
 
     assert torch.autograd.gradcheck(attend, leaves)
 
 
-def test_nothing_of_two_lengths_is_kept():
+def test_nothing_of_two_lengths_is_kept(device):
     """Kept for the backward are matrices and one number a row, not scores of positions."""
-    inputs = make_inputs(batch=2, heads=2, length=50)
+    inputs = make_inputs(batch=2, heads=2, length=50, device=device)
     positions = make_positions(inputs, 49)
     kept = []
 
@@ -171,15 +175,15 @@ def test_native_has_none():
         prefix_attention(**inputs, positions=make_positions(inputs, 6), impl="native")
 
 
-def test_a_reach_that_is_too_short_is_loud(monkeypatch):
+def test_a_reach_that_is_too_short_is_loud(monkeypatch, device):
     """Where values cannot be checked, as on a GPU, such a sequence is NaN, and no other."""
     pytest.importorskip("triton")
     monkeypatch.setattr(validation, "_validate_positions", lambda *_: None)
     lengths = [9, 4, 6]
-    inputs = make_inputs(batch=3, length=9)
+    inputs = make_inputs(batch=3, length=9, device=device)
     positions = make_positions(inputs, 5)
     inputs |= {name: pack(inputs[name], lengths) for name in GRADIENTS[:3]}
-    inputs["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int()
+    inputs["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
     out = prefix_attention_varlen(**inputs, positions=positions, impl="triton")
     assert out[:9].isnan().all()
     assert out[9:].isfinite().all()

@@ -1,7 +1,8 @@
 """Tile files: whole, with their origin, and the one that fits the device is taken."""
 
 import json
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from ptv2_kernels import tiling
 from ptv2_kernels.tiling import (
     device_slug,
+    override_tiles,
     padded_head_dim,
     read_tiles,
     select_tiles,
@@ -79,6 +81,15 @@ def test_the_architecture_decides(gpu, capability, name):
     gpu("Some GPU", capability)
     key = tile_key(64, torch.float16, False)
     assert select_tiles(64, torch.float16, False, CUDA) == read_tiles(name, key)
+
+
+def test_tiles_of_a_block_are_those_of_its_thread():
+    arguments = (64, torch.float16, False, torch.device("cpu"))
+    usual = select_tiles(*arguments)
+    with override_tiles(replace(usual, short_grad=None)), ThreadPoolExecutor(1) as pool:
+        assert select_tiles(*arguments) != usual
+        assert pool.submit(select_tiles, *arguments).result() == usual
+    assert select_tiles(*arguments) == usual
 
 
 def test_a_measured_gpu_goes_first(gpu, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The Triton kernels against the reference in float64; interpreted where there is no GPU."""
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -13,10 +14,22 @@ from ptv2_kernels.backward import launch_backward
 from ptv2_kernels.forward import launch_forward
 from ptv2_kernels.testing import GRADIENTS, LIMITS, make_inputs, pack
 from ptv2_kernels.tiling import Tile, Tiles, override_tiles
-from tests.kernels.numerics import CASES, SEED, assert_close, call, gradients_of_outputs, run_exact
+from tests.kernels.numerics import (
+    CASES,
+    SEED,
+    assert_close,
+    call,
+    closed_gate_inputs,
+    gradients_of_outputs,
+    overlapping_inputs,
+    run_exact,
+)
 
 ON_GPU = torch.cuda.is_available()
-ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
+ALLOCATORS = (
+    *((torch, "empty"), (torch, "empty_like")),
+    *((torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +115,25 @@ def test_any_strides(device):
     assert_close(
         run(inputs, grad_out, None), run_exact(inputs, grad_out, None), LIMITS[torch.float32]
     )
+
+
+def test_overlapping_rows_and_an_endless_window(path, device):
+    inputs = overlapping_inputs(device)
+    grads = torch.randn(2, 2, 3, 8, device=device), None
+    options = {"window": sys.maxsize}
+    expected = run_exact(inputs, *grads, **options)
+    assert_close(run(inputs, *grads, **options), expected, LIMITS[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("gate_learns", [False, True])
+def test_a_closed_gate_hides_any_score(gate_learns, dtype, path, device):
+    inputs = closed_gate_inputs(dtype, device)
+    grads = gradients_of_outputs(inputs)
+    needs = Needs(True, True, True, True, True, gate_learns)
+    actual, expected = (f(inputs, *grads, needs=needs) for f in (run, run_exact))
+    assert_close(actual[:7], expected[:7], LIMITS[dtype])
+    assert (actual[7] is None) != gate_learns
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])

@@ -78,12 +78,15 @@ void load_sequence(
     }
     const float* row_lse = g.lse.row(sequence.entry, head, sequence.start + first);
     for (int64_t i = 0; i < count; ++i) {
-      lse[i] = row_lse[i] == -kInfinity ? kInfinity : row_lse[i] * kLog2E;
+      const bool saw_nothing = row_lse[i] == -kInfinity;
+      lse[i] = saw_nothing ? kInfinity : row_lse[i] * kLog2E;
       if (g.out.data != nullptr) {
         delta[i] = dot(w.d_out_rows + i * w.width, w.out_rows + i * w.width, w.width);
       }
       if (g.grad_lse.data != nullptr) {
-        delta[i] -= g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
+        const float d_lse = g.grad_lse.row(sequence.entry, head, sequence.start + first)[i];
+        const bool counts = !saw_nothing && call.attended(sequence, first + i);
+        delta[i] -= counts || is_finite(d_lse) ? d_lse : 0.0f;
       }
     }
   }
@@ -186,14 +189,11 @@ void chunk_gradients(
   }
 }
 
-// Cut the sequences of each prompt, in ascending order of it, into chunks of about equal size.
+// Cut the sequences of each prompt, in ascending order of it, into chunks of about equal size. Empty
+// ones count too: padded, they would be there, and their gradients are to be summed in one order.
 std::vector<Chunk> chunks_by_prompt(const Call& call) {
-  std::vector<int64_t> order;
-  for (size_t i = 0; i < call.sequences.size(); ++i) {
-    if (call.sequences[i].length > 0) {
-      order.push_back(static_cast<int64_t>(i));
-    }
-  }
+  std::vector<int64_t> order(call.sequences.size());
+  std::iota(order.begin(), order.end(), 0);
   const auto prompt_of = [&](int64_t i) {
     const Sequence& sequence = call.sequences[i];
     return std::make_pair(sequence.prompt_start, sequence.prompt_length);

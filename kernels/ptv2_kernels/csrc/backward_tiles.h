@@ -132,7 +132,8 @@ struct BackwardWorkspace {
   uint32_t* words;
 };
 
-// Add to d_gate (count,) what `rows` rows give, from scores without the gates.
+// Add to d_gate (count,) what `rows` rows give, from scores without the gates. What a weight would be
+// if the gate were 1 counts as at most 2^100, so that the sum is finite.
 template <typename Format>
 void add_gate_gradients(
     BackwardWorkspace<Format>& w, bool dropout, int64_t first_row, int64_t count, int64_t rows,
@@ -143,7 +144,7 @@ void add_gate_gradients(
       const int64_t at = j * kBlockRows + i;
       const Vec lse = Vec::loadu(w.lse + first_row + i);
       const Vec delta = Vec::loadu(w.delta + first_row + i);
-      const Vec score = at::vec::minimum(Vec::loadu(w.scores + at) - lse, Vec(126.0f));
+      const Vec score = at::vec::minimum(Vec::loadu(w.scores + at) - lse, Vec(100.0f));
       const Vec weight = Vec::blendv(exp2(score), Vec(0.0f), lse == Vec(kInfinity));
       const Vec factor = dropout ? Vec::loadu(w.factors + at) : Vec(1.0f);
       sum = at::vec::fmadd(weight, Vec::loadu(w.d_weights + at) * factor - delta, sum);

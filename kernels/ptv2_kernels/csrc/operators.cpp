@@ -187,7 +187,9 @@ std::tuple<Tensor, Tensor> forward_operator(
     std::optional<int64_t> window) {
   const Tensor query = *inputs.get(kQuery);
   const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
-  Tensor out = at::empty({batch, length, heads, query.size(3)}, query.options()).transpose(1, 2);
+  const int64_t row = query.size(3);
+  Tensor out = at::empty_strided(
+      query.sizes(), {length * heads * row, row, heads * row, 1}, query.options());
   Tensor lse = at::empty({batch, heads, length}, query.options().dtype(at::kFloat));
   const Options options = make_options(inputs.get(kSeed), dropout_p, scale, causal, window);
   forward(make_call(inputs, options), matrix(out), row_values(lse));
@@ -201,25 +203,21 @@ std::vector<Tensor> backward_operator(
   const Tensor query = *inputs.get(kQuery);
   // A masked key is never visited: its gradient has to be there.
   const bool masked = inputs.get(kKeyMask).has_value();
-  std::vector<Tensor> grads, written;  // the same, but for a last stride that is not 1
+  std::vector<Tensor> grads;
   for (int i = 0; i < 5; ++i) {
     if (!needs[i]) {
       grads.push_back(at::empty({0}, query.options()));
-      written.push_back(grads.back());
     } else if (i < kPrefixKey) {
-      const Tensor grad = masked ? at::zeros_like(query) : at::empty_like(query);
-      grads.push_back(grad);
-      written.push_back(grad.stride(-1) == 1 ? grad : at::zeros(grad.sizes(), grad.options()));
+      grads.push_back(*rows_contiguous(masked ? at::zeros_like(query) : at::empty_like(query)));
     } else {
       const Tensor pool = *inputs.get(kPrefixKey);
       grads.push_back(at::empty(pool.sizes(), pool.options()));
-      written.push_back(grads.back());
     }
   }
   const OptionalTensor gate = inputs.get(kPrefixGate);
   const auto gate_shape = needs[5] ? gate->sizes().vec() : std::vector<int64_t>{0};
   const Tensor gates = at::empty(gate_shape, query.options().dtype(at::kFloat));
-  const auto target = [&](int i) { return needs[i] ? matrix(written[i]) : Matrix{}; };
+  const auto target = [&](int i) { return needs[i] ? matrix(grads[i]) : Matrix{}; };
   const OptionalTensor rows = rows_contiguous(grad_out), row_grads = rows_contiguous(grad_lse);
   const OptionalTensor outs = rows_contiguous(out);
   const Gradients gradients{
@@ -236,11 +234,6 @@ std::vector<Tensor> backward_operator(
       gates.mutable_data_ptr<float>()};
   const Options options = make_options(inputs.get(kSeed), dropout_p, scale, causal, window);
   backward(make_call(inputs, options), gradients);
-  for (int i = 0; i < 5; ++i) {
-    if (!written[i].is_same(grads[i])) {
-      grads[i].copy_(written[i]);
-    }
-  }
   grads.push_back(needs[5] ? gates.to(gate->scalar_type()) : gates);
   return grads;
 }
