@@ -17,6 +17,7 @@ from .dropout import drop, dropout_keep_unaligned
 from .launch import Launch, ceil_div
 from .primitives import (
     LN_2,
+    finite_rows,
     gated,
     load_delta,
     load_gate,
@@ -77,7 +78,8 @@ def _prefix_grad_kernel(
 ):  # fmt: skip
     """One program: the gradients of BLOCK_P pool rows, one head, over a share of the sequences.
 
-    It takes every splits-th of each prompt's members. Prompts may overlap and leave gaps.
+    It takes every splits-th of each prompt's members. Prompts may overlap and leave gaps. A row of
+    a sequence that is not finite makes its own prompt's gradients NaN, and no others'.
     """
     layout = (cu_seqlens_ptr, sequences, heads, length)
     prompts = (None, prompt_bounds_ptr, pool_rows)
@@ -122,6 +124,11 @@ def _prefix_grad_kernel(
                 q = load_rows(query, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
                 do = load_rows(grad_out, own, rows, key_mask_ptr, HEAD_DIM, BLOCK_D)
                 lse = load_lse(lse_ptr, own, rows)
+                if prompt_bounds_ptr is not None:  # other prompts' rows are among these
+                    q, unusable = finite_rows(q)
+                    lse += unusable
+                    do, unusable = finite_rows(do)
+                    lse += unusable
                 keep = dropout_keep_unaligned(dropout, place, rows, first - pool_start, BLOCK_P)
                 ungated = recompute_ungated(
                     q, k, gate, visible, lse[:, None], score_scale, PRECISION
@@ -132,8 +139,8 @@ def _prefix_grad_kernel(
                 if NEEDS_KEY or NEEDS_GATE:
                     delta = load_delta(delta_ptr, own, rows)[:, None]
                     weight_grad = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-                    weight_grad = tl.where(visible, weight_grad, 0.0)  # others' rows may hold NaN
                     score_grad = score_gradient(ungated, weight_grad, keep, delta, dropout)
+                    score_grad = tl.where(visible, score_grad, 0.0)  # others' rows may hold NaN
                     if NEEDS_GATE:
                         dgate += tl.sum(score_grad, 0)
                     if NEEDS_KEY:

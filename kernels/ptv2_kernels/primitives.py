@@ -192,6 +192,13 @@ def zero_non_finite(tile, source, key_mask_ptr, own, rows):
 
 
 @triton.jit
+def finite_rows(tile):
+    """`tile` with 0 for rows that are not finite, and NaN for each of these, else 0: [BLOCK]."""
+    unusable = tl.sum((tile * 0.0).to(tl.float32), 1)
+    return tl.where((unusable == 0.0)[:, None], tile, 0.0), unusable
+
+
+@triton.jit
 def load_rows(matrix, own, rows, key_mask_ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """A tile of queries or output gradients; non-finite elements of masked rows count as 0."""
     sequence, head, start, length, _, _ = own
