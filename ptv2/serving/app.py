@@ -90,7 +90,8 @@ async def _report(request: Request, error: Exception) -> JSONResponse:
 def _add_health(app: FastAPI, service: Service, metrics: Metrics, guarded: list[Any]) -> None:
     app.include_router(open_inference.health(service))
 
-    @app.api_route("/health", methods=["GET", "HEAD"], tags=["health"])
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", tags=["health"])
     async def health() -> Any:
         """200 while new requests are welcome, else 503."""
         if service.ready:

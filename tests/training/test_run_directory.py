@@ -161,11 +161,11 @@ def test_what_cannot_be_trained_leaves_no_lock(encoder: Path, tmp_path: Path) ->
 
 def test_checkpointing_is_of_one_run(encoder: Path, tmp_path: Path) -> None:
     predictor, task = new(encoder)
-    backbone = predictor.model.backbone
+    layers = predictor.model.backbone.encoder.layer
     for checkpointing in ("layers", "none", "selective", "none"):
         config = TrainConfig(epochs=1, batch_size=24, checkpointing=checkpointing)
         train(predictor.model, "t", task, DATA, tmp_path / "run", config, overwrite=True)
-        assert backbone.is_gradient_checkpointing == (checkpointing != "none")
+        assert [x.gradient_checkpointing for x in layers] == [checkpointing != "none"] * 2
 
 
 def test_several_gpus_are_not_taken_by_one_process(
