@@ -7,14 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from seqeval.metrics.sequence_labeling import get_entities
 from transformers import set_seed
 
 from .config import PromptConfig
 from .model import PromptModel
 from .predictor import Predictor
 from .report import print_scores, size_kb
-from .tasks import load_data, make_task
+from .tasks import Task, TokenClassification, load_data, make_task
 from .train_config import TrainConfig
 from .training import train
 
@@ -70,11 +69,13 @@ def run(output: Path | None = None) -> None:
 
     console.rule(f"{len(REQUESTS) * len(KINDS)} requests of both tasks, one forward")
     requests = [(name, text) for text in REQUESTS for name in KINDS]
-    answers = iter(predictor.predict(requests))
+    answers, reader = iter(predictor.predict(requests)), predictor.task("slots")
     table = Table("command", "intent", "slots")
     for text in REQUESTS:
         intent, slots = next(answers), next(answers)
-        spans = ", ".join(f"{kind}: {words}" for kind, words in entities(text, slots["tags"]))
+        spans = ", ".join(
+            f"{kind}: {words}" for kind, words in entities(reader, text, slots["tags"])
+        )
         table.add_row(text, f"{intent['label']} ({intent['score']:.2f})", spans)
     console.print(table)
     console.print(f"{time.perf_counter() - start:.0f} seconds in all")
@@ -91,10 +92,10 @@ def encoder_directory() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def entities(text: str, tags: list[str | None]) -> list[tuple[str, str]]:
-    """(kind, words) of the spans that BIO tags, one a word of the text, mark."""
+def entities(reader: Task, text: str, tags: list[str | None]) -> list[tuple[str, str]]:
+    """(kind, words) of the spans that tags, one a word of the text, mark."""
+    assert isinstance(reader, TokenClassification)
     words = text.split()
     return [
-        (kind, " ".join(words[first : last + 1]))
-        for kind, first, last in get_entities([tag or "O" for tag in tags])
+        (kind, " ".join(words[first : last + 1])) for kind, first, last in reader.entities(tags)
     ]

@@ -21,7 +21,8 @@ class BackboneIdentity:
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         self._backbone = (backbone,)
-        self._fingerprints: dict[Any, str] = {}
+        self._weights: Any = None
+        self._fingerprints: dict[str, str] = {}  # of these weights
 
     def describe(self) -> dict[str, Any]:
         """name_or_path, model_type and fingerprint (dtype -> SHA-256), for an asset."""
@@ -31,6 +32,10 @@ class BackboneIdentity:
             "model_type": config.model_type,
             "fingerprint": {dtype: self._fingerprint(dtype) for dtype in self._dtypes()},
         }
+
+    def forget(self) -> None:
+        """Take the weights for others from now on: they were moved or cast."""
+        self._weights = None
 
     def require_same(self, other: Mapping[str, Any], what: str) -> None:
         """Raise a ValueError unless `describe` of the other backbone is of the same weights.
@@ -56,11 +61,18 @@ class BackboneIdentity:
 
     def _fingerprint(self, dtype: str) -> str:
         own = self._backbone[0].dtype
-        weights = tuple((x.data_ptr(), x._version) for x in self._backbone[0].parameters())
-        key = own, dtype, weights
+        weights = [_state(x) for x in self._backbone[0].parameters()]
+        if weights != self._weights:
+            self._weights, self._fingerprints = weights, {}
+        key = f"{own} as {dtype}"
         if key not in self._fingerprints:
             self._fingerprints[key] = _sha256(self._backbone[0], getattr(torch, dtype))
         return self._fingerprints[key]
+
+
+def _state(weight: torch.Tensor) -> tuple[int, int]:
+    """Where a weight is, and how often it was changed there; inference tensors do not count."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def _sha256(backbone: PreTrainedModel, dtype: torch.dtype) -> str:

@@ -145,12 +145,11 @@ class Predictor:
     ) -> list[list[int]]:
         """Places of sequences that are run together: packed ones apart from padded ones, and a
         task whose prompt is before the text alone."""
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[bool, str | None], list[int]] = {}
         for place in sorted(range(len(sequences)), key=lambda place: sequences[place].length):
             name = sequences[place].name
             alone = self.model.tasks[name].depth == "input"
-            group = "packed" if name in served else f"padded {name if alone else ''}"
-            groups.setdefault(group, []).append(place)
+            groups.setdefault((name in served, name if alone else None), []).append(place)
         return [
             places[start : start + self.batch_size]
             for places in groups.values()

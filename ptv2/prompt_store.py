@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,12 @@ class PromptStore(nn.Module):
         self.identity = BackboneIdentity(self.backbone)
         leave_out_backbone(self)
         self.train(self.backbone.training)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move or cast everything; the weights may then lie where others did."""
+        self.identity.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def device(self) -> torch.device:

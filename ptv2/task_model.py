@@ -38,7 +38,7 @@ class TaskModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TaskModel":
         """Move or cast the whole model: its other tasks stay beside the backbone."""
-        self._model[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._model[0]._apply(fn, recurse)
         return self
 
     def train(self, mode: bool = True) -> "TaskModel":

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ptv2 import demo
+from ptv2.tasks import TokenClassification
 from tests.encoder import examples, save_encoder, write_jsonl
 
 
@@ -31,7 +32,8 @@ def test_the_data_and_the_encoder_are_there(minilm_path: Path) -> None:
 
 def test_entities() -> None:
     tags = ["O", "B-city", "I-city", "O", "I-city", None]
-    assert demo.entities("to new york or rome please", tags) == [
+    reader = TokenClassification(None, ("B-city", "I-city", "O"))
+    assert demo.entities(reader, "to new york or rome please", tags) == [
         ("city", "new york"),
         ("city", "rome"),
     ]

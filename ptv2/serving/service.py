@@ -286,7 +286,8 @@ def _require_choices(inputs: Sequence[Any]) -> None:
 def _require_few_words(inputs: Sequence[Any], most: int) -> None:
     """Raise a ValueError for texts of more words than so many, which are counted before they are
     tokenised."""
-    words = sum(len(x.split()) if isinstance(x, str) else len(x) for x in inputs)
+    texts = (x.split() if isinstance(x, str) else x for x in inputs)
+    words = sum(len(own) for own in texts if isinstance(own, list | tuple))
     if words > most:
         raise ValueError(f"inputs: expected at most {most} words, got {words}")
 

@@ -64,11 +64,7 @@ class Results:
     @cached_property
     def plan(self) -> dict[str, Any]:
         """All runs, whose tasks the model has by now; with these alone they are resumed."""
-        return {"order": [run.name for run in self.runs], "runs": self._described}
-
-    @cached_property
-    def _described(self) -> dict[str, dict[str, Any]]:
-        return {
+        described = {
             run.name: {
                 **describe_run(
                     self.model,
@@ -82,6 +78,7 @@ class Results:
             }
             for run in self.runs
         }
+        return {"order": list(described), "runs": described}
 
     def save(self, learner: Learner, seconds: float) -> None:
         """Save the best epoch of runs that are done, if they have one."""
@@ -94,7 +91,7 @@ class Results:
                 **surroundings(self.model, run.name, run.task, references),
             }
             folder = self.directory / run.name
-            save_run(self.model, run.name, folder, self._described[run.name], metrics)
+            save_run(self.model, run.name, folder, self.plan["runs"][run.name], metrics)
 
     def write(self, learners: Sequence[Learner], seconds: float, plot: bool) -> dict[str, Any]:
         """Write the table, the plot and the best prompt, in place of those of an older sweep."""
@@ -150,11 +147,10 @@ def _older_runs(directory: Path) -> set[str]:
         if not path.is_file():
             continue
         try:
-            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-            own = {row["name"] if isinstance(row, dict) else row for row in runs}
-            for name in own:
+            for row in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+                name = row["name"] if isinstance(row, dict) else row
                 check_task_name(name)
-            names |= own
+                names.add(name)
         except (ValueError, LookupError, TypeError) as error:
             raise FileExistsError(
                 f"output: {path} is not of a sweep, expected another directory: {error!r}"
