@@ -53,6 +53,8 @@ def test_hugging_face_tags(client, service):
         (i, tag) for i, tag in enumerate(tags) if tag != "O"
     ]
     assert all(TEXT[x["start"] : x["end"]] == x["word"] for x in words)
+    with pytest.raises(ValueError, match="inputs: expected texts or lists of words, got 3"):
+        service.answer("cities", [3])
     odd = "a\u00a0film \x0b in\x1crome"
     assert client.post("/models/cities", json={"inputs": odd}).status_code == 200
     for entity in client.post("/models/cities", json={"inputs": [TEXT]}).json()[0]:
