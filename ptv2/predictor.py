@@ -35,7 +35,8 @@ class Predictor:
         batch_size: rows in a forward.
 
     Raises:
-        ValueError: the tokenizer has no words, or more tokens than the backbone.
+        ValueError: the tokenizer has no words, or more tokens than the backbone, or a batch has
+            no row.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class Predictor:
         max_length: int | None = None,
         batch_size: int = 32,
     ) -> None:
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size: expected an int of at least 1, got {batch_size!r}")
         self.model = model
         self._readers = Readers(model, tokenizer, max_length)
         self.tokenizer = self._readers.tokenizer

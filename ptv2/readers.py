@@ -10,6 +10,7 @@ from .families import family_of
 from .model import PromptModel
 from .positions import positions_of
 from .tasks import TASKS, Task, make_task
+from .tasks.tokens import shortest
 
 
 class Readers:
@@ -37,8 +38,7 @@ class Readers:
 
     def length_beside(self, positions: int) -> int:
         """The longest input in tokens, for a prompt that takes so many positions."""
-        longest = self._longest - positions
-        return longest if self._given_length is None else min(self._given_length, longest)
+        return shortest(self._longest - positions, self._given_length)
 
     def reader(self, config: PromptConfig, **options: Any) -> Task:
         """How a task reads inputs; options are fields of its class.
@@ -51,12 +51,12 @@ class Readers:
             raise NotImplementedError(
                 "task: the model itself gives features of images, expected image-classification"
             )
-        room, given = self.length_beside(config.positions), options.pop("max_length", None)
+        room = self.length_beside(config.positions)
         return make_task(
             config.task,
             self.tokenizer,
             labels=config.labels,
-            max_length=room if given is None else min(given, room),
+            max_length=shortest(room, options.pop("max_length", None)),
             **kept_fields(config),
             **options,
         )

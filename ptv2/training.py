@@ -257,8 +257,10 @@ def evaluate(predictor: Predictor, name: str, task: Task, data: Dataset) -> dict
         `examples`.
 
     Raises:
-        ValueError: a column is missing, or a label is unknown.
+        ValueError: a column is missing, a label is unknown, or there is no example.
     """
+    if not len(data):
+        raise ValueError("data: expected at least one example, got none")
     features = task.prepare(data, labelled=False)
     references = task.references(data)
     answers = predictor.answer({name: task}, [(name, feature) for feature in features])

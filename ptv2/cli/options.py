@@ -147,9 +147,13 @@ def layer_numbers(text: str) -> tuple[int, ...]:
 
 
 def refuse_overwriting(output: Path | None, overwrite: bool) -> None:
-    """Raise an OSError unless a file may be written there."""
+    """Raise an error unless a file may be written there."""
     if output is None:
+        if overwrite:
+            raise ValueError("overwrite: expected --output with it, got none")
         return
+    if output.is_dir():
+        raise IsADirectoryError(f"output: expected a file, got the folder {output}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"output: the folder {output.parent} does not exist")
     if output.exists() and not overwrite:

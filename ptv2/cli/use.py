@@ -90,6 +90,8 @@ def predict(
             f"text_pair: expected one for each --text, {len(text or [])}, got {len(text_pair)}"
         )
     if text:
+        if split is not None:
+            raise ValueError(f"split: expected none with --text, got {split!r}")
         examples = typed_examples(text, text_pair)
         columns = [name for name in task_options if name.endswith("_column")]
         if columns:
@@ -108,19 +110,24 @@ def predict(
                 raise ValueError(
                     f"text_pair: {name!r} was trained on pairs, expected one for each --text"
                 )
+            alone = own.get("text_pair_column", "") is None
             own = {key: own[key] for key in own if not key.endswith("_column")}
-            own |= typed_columns(kind, text_pair)
+            own |= typed_columns(kind, None if alone else text_pair)
         readers[name] = predictor.task(name, **own)
+    if text_pair and not any(reads_pairs(reader) for reader in readers.values()):
+        raise ValueError(
+            f"text_pair: expected none for {', '.join(readers)}, which reads texts alone"
+        )
     features = {name: readers[name].prepare(examples, labelled=False) for name in names}
     rows = [(name, feature) for name in names for feature in features[name]]
     answers = predictor.answer(readers, rows)
     inputs = shown_inputs(readers.values())
     lines = []
-    for place, example in enumerate(examples):
+    for place, example in enumerate(examples.select_columns(sorted(set(inputs.values())))):
         line: dict[str, Any] = {
             key: value
             for key, column in inputs.items()
-            if isinstance(value := example[column], str | list)  # an image has no JSON
+            if isinstance(value := example[column], str | int | float | list)  # else an image
         }
         line["answers"] = {
             name: answers[place + i * len(examples)] for i, name in enumerate(names)
@@ -157,6 +164,12 @@ def typed_columns(kind: str, text_pair: list[str] | None) -> dict[str, str]:
         raise ValueError(f"text_pair: {kind} reads the context there, expected one a --text")
     pairs = text_pair and "text_pair_column" in known
     return {"text_pair_column": "text_pair"} if pairs else {}
+
+
+def reads_pairs(reader: Task) -> bool:
+    """Whether a task reads a second text."""
+    pair = getattr(reader, "text_pair_column", None) or getattr(reader, "context_column", None)
+    return pair is not None
 
 
 def trained_with(directory: Path, kind: str, max_length: int | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..heads import POOLED
 from ..predictor import Predictor
 from ..settings import UNREAD, reads, require_room
 from ..tasks import TASKS, Task, load_data, make_task
+from ..tasks.tokens import shortest
 from ..train_config import TrainConfig
 from .runs import PROMPT_SETTINGS, TRAIN_SETTINGS, Run, grid
 
@@ -100,7 +101,7 @@ def _task_of(predictor: Predictor, entry: Mapping[str, Any]) -> Task:
     offset = max(offsets, default=0) if isinstance(offsets, list) else offsets
     longest = predictor.length_beside(offset)
     require_room(predictor, "position_offset", offset)
-    options["max_length"] = min(options.get("max_length", longest), longest)
+    options["max_length"] = shortest(longest, options.get("max_length"))
     return make_task(entry["task"], predictor.tokenizer, **options)
 
 

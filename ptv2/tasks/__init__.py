@@ -1,5 +1,6 @@
 """Kinds of tasks, one a file, and the data they read."""
 
+from dataclasses import fields
 from typing import Any
 
 from .collate import Collator
@@ -44,8 +45,12 @@ def make_task(kind: str, tokenizer: Any, **options: Any) -> Task:
     """A task of a kind in `TASKS`; the options are its class's other arguments.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such kind, or it has no such option.
     """
     if kind not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
+    known = [field.name for field in fields(TASKS[kind])][1:]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{name}: {kind} has no such option, expected {', '.join(known)}")
     return TASKS[kind](tokenizer, **options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SOURCE = "_source"
 """The column that says where in a file an example comes from."""
 _NO_LABEL = ("", "-1", "-100")
+
+logger = logging.getLogger(__name__)
 
 
 def load_data(
@@ -38,10 +41,12 @@ def load_data(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a split of a file is asked for, or the file has another suffix, no example or
-            a line that cannot be read; the message names file and line. Or a named dataset cannot
-            be read, as when its files have different columns.
+        ValueError: the source is empty, a split of a file is asked for, or the file has another
+            suffix, no example or a line that cannot be read; the message names file and line. Or
+            a named dataset cannot be read, as when its files have different columns.
     """
+    if not str(source).strip():
+        raise ValueError(f"data: expected a file or the name of a data set, got {str(source)!r}")
     path = Path(source)
     if path.suffix.lower() not in FILE_SUFFIXES:
         if path.is_file():
@@ -66,7 +71,7 @@ def load_data(
         return Dataset.from_dict(
             columns | {SOURCE: [f"{place} of {path.name}" for place in places]}
         )
-    except (TypeError, ValueError, OverflowError) as error:
+    except _MISFITS as error:
         for name, values in columns.items():
             row = bisect_left(
                 range(len(values)), True, key=lambda row: not _fit(values[: row + 1])
@@ -83,16 +88,20 @@ def _load_named(source: str, split: str) -> Dataset:
         return load_dataset(name, config or None, split=split)
     except FileNotFoundError:
         raise
-    except DatasetsError as error:
+    except (DatasetsError, ValueError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"data set {source} cannot be read: {cause}") from error
+
+
+_MISFITS = (TypeError, ValueError, OverflowError, RecursionError)
+"""What `datasets` raises for values that no column can hold."""
 
 
 def _fit(values: list[Any]) -> bool:
     """Whether one column can hold the values."""
     try:
         Dataset.from_dict({"values": values})
-    except (TypeError, ValueError, OverflowError):
+    except _MISFITS:
         return False
     return True
 
@@ -139,7 +148,7 @@ def check_columns(data: Dataset, **columns: str) -> None:
 
 
 def texts_of(data: Dataset, argument: str, column: str) -> list[str]:
-    """A column of texts; numbers count as texts.
+    """A column of texts; numbers count as texts, whole ones as integers.
 
     Raises:
         ValueError: the column is missing, or a value is missing or something else.
@@ -149,7 +158,13 @@ def texts_of(data: Dataset, argument: str, column: str) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str | int | float):
             raise ValueError(f"{argument}: expected a text, got {value!r} in {example(data, row)}")
-    return [str(value) for value in values]
+    return [as_text(value) for value in values]
+
+
+def as_text(value: str | int | float) -> str:
+    """A number in a column with a fraction elsewhere is floating-point, but reads as an integer
+    if it is whole, as it does without that fraction."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def check_labels(
@@ -196,6 +211,56 @@ def label_names(values: Iterable[Any], class_label: Any = None) -> tuple[str, ..
     if all(isinstance(value, int) for value in distinct):
         return tuple(str(value) for value in sorted(distinct))
     return tuple(sorted({str(value) for value in distinct}))
+
+
+def common_labels(argument: str, parts: Sequence[tuple[Sequence[Any], Any]]) -> tuple[str, ...]:
+    """The label names of all parts of the data, sorted; if the first part has a `ClassLabel`, its
+    names in their order, which then are all that there are.
+
+    Labels that only later parts have are told: they cannot be learned.
+
+    Args:
+        argument: of the labels' column.
+        parts: the labels of each part, and its `ClassLabel`, if it has one.
+
+    Raises:
+        ValueError: something is no label, or two labels differ only in space or quotes around.
+    """
+    first, class_label = parts[0]
+    if isinstance(class_label, ClassLabel):
+        return label_names(first, class_label)
+    labels = label_names(name for part in parts for name in _named(*part))
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(_bare(label), label)
+        if other != label:
+            raise ValueError(
+                f"{argument}: expected labels that differ in more than the space or the quotes "
+                f"around them, got {other!r} and {label!r}"
+            )
+    known = {str(name) for name in first}
+    if unknown := [label for label in labels if label not in known]:
+        logger.warning(
+            "%s: the training data has no example of %s, which cannot be learned",
+            argument,
+            ", ".join(map(repr, unknown)),
+        )
+    return labels
+
+
+def _named(values: Sequence[Any], class_label: Any) -> list[Any]:
+    """The names of a `ClassLabel`'s integers; other values as they are."""
+    if not isinstance(class_label, ClassLabel):
+        return list(values)
+    names = dict(enumerate(class_label.names))
+    return [names.get(value, value) for value in values]
+
+
+def _bare(label: str) -> str:
+    """A label without the space and the quotes around it."""
+    text = label.strip()
+    quoted = len(text) > 2 and text[0] == text[-1] == '"'
+    return text[1:-1].strip() if quoted else text
 
 
 def label_ids(

@@ -190,15 +190,19 @@ def _read_delimited(path: Path) -> Iterator[Example]:
         strict=True,
     )
     names: list[str] = []
-    line = 1
+    line, empty = 1, None
     try:
         for cells in reader:
             if not names:
                 _check_header(path, line, cells, separator)
                 names = cells
-            elif cells and len(cells) != len(names):
+            elif not cells:
+                empty = empty or line
+            elif len(cells) != len(names):
                 raise FileError(path, line, f"expected {len(names)} cells, got {len(cells)}")
-            elif cells:
+            elif empty and len(names) == 1:
+                raise FileError(path, empty, f"expected a {names[0]!r}, got an empty line")
+            else:
                 yield f"line {line}", dict(zip(names, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:

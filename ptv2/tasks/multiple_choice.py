@@ -11,7 +11,7 @@ from datasets import Dataset
 from sklearn.metrics import accuracy_score
 from torch import Tensor
 
-from .data import check_columns, example, texts_of
+from .data import as_text, check_columns, example, texts_of
 from .task import Answer, Feature, Task, rows_of
 from .tokens import encode
 
@@ -63,12 +63,13 @@ class MultipleChoice(Task):
             count = _count(row, where(place), count)
         count = count or 1
         first = [question for question in questions for _ in range(count)]
-        second = [str(choice) for row in choices for choice in row]
+        texts = [[as_text(choice) for choice in row] for row in choices]
+        second = [text for row in texts for text in row]
         flat, _ = encode(self.tokenizer, self.max_length, first, second)
         starts = range(0, len(first), count)
         nested = {name: [x[i : i + count] for i in starts] for name, x in flat.items()}
         return nested | {
-            "choices": [[str(choice) for choice in row] for row in choices],
+            "choices": texts,
             "example": list(range(len(questions))),
         }
 

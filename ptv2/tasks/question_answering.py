@@ -72,6 +72,10 @@ class QuestionAnswering(Task):
         most = self.max_windows
         if most is not None and (type(most) is not int or most < 1):
             raise ValueError(f"max_windows: expected None or an int of at least 1, got {most!r}")
+        if not math.isfinite(self.null_threshold):
+            raise ValueError(
+                f"null_threshold: expected a finite number, got {self.null_threshold!r}"
+            )
 
     def fit_labels(self, *parts: Dataset) -> Self:
         """This task, with `no_answer` if a question of the data has no answer."""

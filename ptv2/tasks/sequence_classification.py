@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from math import isfinite
 from typing import Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 
-from .data import check_columns, check_labels, example, label_ids, label_names, texts_of
+from .data import check_columns, check_labels, common_labels, example, label_ids, texts_of
 from .task import Answer, Feature, Task, rows_of
 from .tokens import encode
 
@@ -30,7 +31,8 @@ class SequenceClassification(Task):
 
     The labels show which kind it is: names or integers are classes; lists of them, also empty
     ones, are several labels a text; numbers that are floating-point or, in text as of CSV files,
-    have a fraction in one example at least are a regression, in which no number may be missing.
+    have a fraction in one example at least are a regression, in which no number may be missing
+    and, if most labels are numbers, nothing else may stand.
     One label that is given when the task is made makes it a regression too.
 
     Args:
@@ -67,13 +69,24 @@ class SequenceClassification(Task):
                 self.targets(part)
             return self
         if not self.multi_label and any(_has_fraction(value) for value in values):
-            self._refuse_missing_numbers(*parts)
+            self._refuse_other_than_numbers(*parts)
             if all(_as_number(value) is not None for value in values):
                 return replace(self, labels=(self.label_column,))
         multi_label = self.multi_label or all(isinstance(value, list) for value in values)
         task = replace(self, multi_label=multi_label)
-        names = [name for part in parts for row in task._names(part) for name in row]
-        labels = label_names(names, task._class_label(parts[0]))
+        rows = [task._names(part) for part in parts]
+        if multi_label and all(sorted(row) == [0, 1] for row in chain.from_iterable(rows)):
+            raise ValueError(
+                "label_column: expected lists of labels, not a 0 or 1 for each of two labels, got "
+                "0 and 1 in every example"
+            )
+        labels = common_labels(
+            "label_column",
+            [
+                (list(chain.from_iterable(own)), task._class_label(part))
+                for own, part in zip(rows, parts, strict=True)
+            ],
+        )
         if len(labels) < (1 if multi_label else 2):
             raise ValueError(f"label_column: expected at least two labels, got {labels}")
         return replace(task, labels=labels)
@@ -122,11 +135,14 @@ class SequenceClassification(Task):
                 )
         return rows
 
-    def _refuse_missing_numbers(self, *parts: Dataset) -> None:
-        """Raise a ValueError for text that says a number is missing or infinite."""
+    def _refuse_other_than_numbers(self, *parts: Dataset) -> None:
+        """Raise a ValueError for text that says a number is missing or infinite, and for anything
+        else that is no number if most labels are."""
+        values = [value for part in parts for value in part[self.label_column]]
+        mostly = 2 * sum(_as_number(value) is not None for value in values) > len(values)
         for part in parts:
             for place, value in enumerate(part[self.label_column]):
-                if _is_missing_number(value):
+                if _is_missing_number(value) or (mostly and _as_number(value) is None):
                     raise ValueError(
                         f"{self.label_column}: expected a finite number in {example(part, place)} "
                         f"beside labels with a fraction, got {value!r}"

@@ -40,13 +40,15 @@ def squad_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
 
     Returns:
         "exact_match" and "f1", of each question the best over its references, as in SQuAD v1.1.
-        A question without an answer scores 1 if the answer is empty once normalised, else 0, as
-        in SQuAD v2; if there are such questions, the same scores follow with the prefixes
-        "has_answer_" and "no_answer_" for either kind.
+        If there are questions without an answer, all are scored as in SQuAD v2: an answer to
+        such a question scores 1 if it is empty once normalised, else 0, references that are empty
+        once normalised are left out, and the same scores follow with the prefixes "has_answer_"
+        and "no_answer_" for either kind.
     """
+    compared = references if all(references) else [_with_words(row) for row in references]
     rows = [
-        (best(exact_match, answer, accepted), best(f1, answer, accepted), bool(accepted))
-        for answer, accepted in zip(answers, references, strict=True)
+        (best(exact_match, answer, accepted), best(f1, answer, accepted), bool(given))
+        for answer, accepted, given in zip(answers, compared, references, strict=True)
     ]
     scores = _means("", rows)
     if not all(references):
@@ -70,6 +72,7 @@ def best_thresholds(
         "best_exact_match" and "best_f1" and, each with the suffix "_threshold", their limits,
         halfway between the margins of two questions.
     """
+    references = [_with_words(row) for row in references]
     order = sorted(range(len(margins)), key=margins.__getitem__)
     edges = [margins[place] for place in order]
     limits = [edges[0] - 1, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
@@ -94,6 +97,11 @@ def best(metric: Callable[[str, str], float], answer: str, references: Sequence[
     if not references:
         return exact_match(answer, "")
     return max(metric(answer, reference) for reference in references)
+
+
+def _with_words(references: Sequence[str]) -> list[str]:
+    """The references that are not empty once normalised."""
+    return [reference for reference in references if normalize(reference)]
 
 
 def _means(prefix: str, rows: Sequence[tuple[float, float, bool]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import IGNORED
-from .data import check_columns, check_labels, example, label_ids, label_names
+from .data import check_columns, check_labels, common_labels, example, label_ids
 from .task import Answer, Feature, Task, rows_of
 from .tokens import CHUNK, progress, token_limit
 
@@ -53,8 +53,10 @@ class TokenClassification(Task):
             raise ValueError(f"stride: expected an int of at least 0, got {self.stride!r}")
 
     def fit_labels(self, *parts: Dataset) -> Self:
-        tags = [tag for part in parts for row in self._tags(part) for tag in row]
-        labels = self.labels or label_names(tags, self._class_label(parts[0]))
+        tags = [(list(chain.from_iterable(self._tags(part))), part) for part in parts]
+        labels = self.labels or common_labels(
+            "tags_column", [(own, self._class_label(part)) for own, part in tags]
+        )
         if not labels:
             raise ValueError("tags_column: expected at least one tag, got none")
         _entity_prefix(labels)
@@ -69,17 +71,10 @@ class TokenClassification(Task):
                 raise ValueError(
                     f"tokens_column: expected words, got {own!r} in {example(data, row)}"
                 )
-        if not labelled:
-            return Dataset.from_dict(self._encode(words))
-        ids = self._tag_ids(data)
-        for row, (own, given) in enumerate(zip(words, ids, strict=True)):
-            if len(own) != len(given):
-                raise ValueError(
-                    f"tags_column: expected one tag a word, but {example(data, row)} has "
-                    f"{len(own)} words and {len(given)} tags"
-                )
+        ids = self._tag_ids(data) if labelled else None
         features = self._encode(words)
-        features["labels"] = _align(features, ids)
+        if ids is not None:
+            features["labels"] = _align(features, ids)
         return Dataset.from_dict(features)
 
     def prepare_inputs(self, inputs: Sequence[str | list[str]]) -> list[Feature]:
@@ -131,7 +126,15 @@ class TokenClassification(Task):
         return tags
 
     def _tag_ids(self, data: Dataset) -> list[list[int]]:
+        """The label of each word, of which there are as many as words."""
         tags = self._tags(data)
+        words = _rows(data, "tokens_column", self.tokens_column)
+        for row, (own, given) in enumerate(zip(words, tags, strict=True)):
+            if len(own) != len(given):
+                raise ValueError(
+                    f"tags_column: expected one tag a word, but {example(data, row)} has "
+                    f"{len(own)} words and {len(given)} tags"
+                )
         known = (self.labels, self.tags_column, self._class_label(data))
         return [label_ids(own, *known, data, row) for row, own in enumerate(tags)]
 

@@ -75,6 +75,19 @@ def token_limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair
     return limit
 
 
+def shortest(limit: int, max_length: int | None) -> int:
+    """A limit in tokens, or what was asked for if that is less.
+
+    Raises:
+        ValueError: what was asked for is no number of tokens.
+    """
+    if max_length is None:
+        return limit
+    if type(max_length) is not int or max_length < 1:
+        raise ValueError(f"max_length: expected None or an int of at least 1, got {max_length!r}")
+    return min(limit, max_length)
+
+
 def progress(steps: Sequence[Step], description: str) -> Iterable[Step]:
     """The steps, with a bar on stderr if there are several."""
     console = Console(stderr=True)

@@ -196,6 +196,37 @@ def test_predict_has_no_options_for_labels(work: Path) -> None:
     assert message == "tokens_column: columns are of --data, expected none with --text"
 
 
+def test_a_second_text_goes_to_those_that_read_one(work: Path, tmp_path: Path) -> None:
+    """Beside a task that was trained on pairs, one of texts answers as it does alone."""
+    pairs = ("--text-pair-column", "text_pair", "--label-column", "same")
+    run = (*training(work, *SENTIMENT, *SHORT), *pairs, "--output", tmp_path / "same")
+    assert ptv2(*run).exit_code == 0
+    prompts = ("--prompt", work / "sentiment")
+    texts = ("--text", "a fine film")
+    alone = json.loads(ptv2("predict", *prompts, *texts).stdout)["answers"]
+    mixed = ("--prompt", tmp_path / "same", "--text-pair", "a dull film")
+    beside = json.loads(ptv2("predict", *prompts, *texts, *mixed).stdout)["answers"]
+    assert beside["sentiment"] == alone["sentiment"]
+    swapped = json.loads(ptv2("predict", *prompts, *mixed, "--text", "a dull film").stdout)
+    assert swapped["answers"]["same"] != beside["same"]
+
+
+def test_what_predict_would_ignore_is_refused(work: Path) -> None:
+    predict = ("predict", "--prompt", work / "sentiment", "--text", "a fine film")
+    message = fails(*predict, "--text-pair", "a dull film")
+    assert message == "text_pair: expected none for sentiment, which reads texts alone"
+    assert fails(*predict, "--split", "dev") == "split: expected none with --text, got 'dev'"
+    assert fails(*predict, "--overwrite") == "overwrite: expected --output with it, got none"
+    message = fails(*predict, "--output", work, "--overwrite")
+    assert message == f"output: expected a file, got the folder {work}"
+
+
+def test_a_number_is_shown_with_its_answer(work: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": 5}])
+    result = ptv2("predict", "--prompt", work / "sentiment", "--data", data)
+    assert json.loads(result.stdout)["text"] == 5
+
+
 def test_predict_needs_one_source(work: Path) -> None:
     prompt = ("--prompt", work / "sentiment")
     assert fails("predict", *prompt) == "text: expected either --text or --data"

@@ -115,3 +115,13 @@ def test_a_predictor_takes_what_the_model_takes(tiny_backbone, tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match="token_type_ids: distilbert has none"):
             answer()
+
+
+def test_sizes_of_a_predictor(tmp_path: Path) -> None:
+    model = PromptModel.from_pretrained(save_encoder(tmp_path))
+    for size in (0, -4, "8", True):
+        with pytest.raises(ValueError, match="batch_size: expected an int of at least 1, got"):
+            Predictor(model, batch_size=size)
+    for length in (0, "5", 2.5):
+        with pytest.raises(ValueError, match="max_length: expected None or an int of at least 1"):
+            Predictor(model, max_length=length)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from ptv2.tasks import (
     SequenceClassification,
@@ -14,7 +15,7 @@ from ptv2.tasks import (
     load_data,
     make_task,
 )
-from ptv2.tasks.data import SOURCE, check_columns, check_labels, data_sha256
+from ptv2.tasks.data import SOURCE, check_columns, check_labels, data_sha256, texts_of
 from tests.encoder import examples, write_csv, write_jsonl
 
 
@@ -238,3 +239,61 @@ def test_kinds() -> None:
     assert isinstance(make_task("token-classification", None), TokenClassification)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="task: expected one of sequence-classification, token-"):
         make_task("tagging", None)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_read_alike_beside_fractions(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [{"text": 1, "choices": [1, 2], "question": 3}]
+    mixed = [*rows, {"text": 2.5, "choices": [0.5, 3], "question": 0.5}]
+    for data in (
+        load_data(write_jsonl(tmp_path / "a.jsonl", rows)),
+        load_data(write_jsonl(tmp_path / "b.jsonl", mixed)),
+    ):
+        assert texts_of(data, "text_column", "text")[0] == "1"
+        task = make_task("multiple-choice", tokenizer)
+        assert task.prepare(data, labelled=False)[0]["choices"] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_an_empty_line_of_a_single_column(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("text\na\n\n\nb\n")
+    with pytest.raises(ValueError, match=rf"{name}, line 3: expected a 'text', got an empty line"):
+        load_data(path)
+    path.write_text("text\n\na\n")
+    with pytest.raises(ValueError, match="line 2: expected a 'text', got an empty line"):
+        load_data(path)
+    path.write_text("text\na\n\n\n")
+    assert load_data(path)["text"][:] == ["a"]
+    path.write_text(f"text{',' if name == 'a.csv' else chr(9)}b\n\n")  # two columns, no example
+    with pytest.raises(ValueError, match="expected at least one example, got none"):
+        load_data(path)
+
+
+def test_sources_without_examples(tmp_path: Path) -> None:
+    for source in ("", " "):
+        with pytest.raises(ValueError, match="data: expected a file or the name of a data set"):
+            load_data(source)
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(
+        ValueError, match=r"data set .* cannot be read: .*\"test\" corresponds to no data"
+    ):
+        load_data(tmp_path, "test")
+
+
+def test_lists_deeper_than_a_column_can_hold(tmp_path: Path) -> None:
+    line = '{"x": %s}\n'
+    path = tmp_path / "a.jsonl"
+    path.write_text(line % 1 + line % ("[" * 600 + "]" * 600))
+    with pytest.raises(ValueError, match=r"a\.jsonl"):
+        load_data(path)
+
+
+def test_a_kind_has_its_options() -> None:
+    with pytest.raises(ValueError, match="stride: sequence-classification has no such option"):
+        make_task("sequence-classification", None, stride=3)
+    with pytest.raises(
+        ValueError, match=r"window: .* has no such option, expected labels, max_len"
+    ):
+        make_task("question-answering", None, window=1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
+from datasets import ClassLabel, Dataset, Features, List, Value, load_from_disk
 
 from ptv2.tasks import SequenceClassification, TokenClassification, load_data
 from ptv2.tasks.data import check_labels, label_ids, label_names
@@ -84,3 +84,46 @@ def test_no_label_is_no_name() -> None:
     with pytest.raises(ValueError, match=r"label: expected one of .* got -1"):
         label_ids([1, -1], names, "label", ClassLabel(names=list(names)))
     assert label_names([1, "1", "0"]) == ("0", "1")
+
+
+def test_names_and_the_integers_of_a_class_label_are_the_same_labels() -> None:
+    """Whichever part of the data has the `ClassLabel`, and in lists too."""
+    class_label = ClassLabel(names=["pos", "neg"])
+    named = Dataset.from_dict({"label": ["neg", "pos"]})
+    coded = Dataset.from_dict({"label": [0, 1]}, features=Features({"label": class_label}))
+    task = SequenceClassification(None).fit_labels(named, coded)
+    assert task.labels == ("neg", "pos")
+    assert (task.targets(named), task.targets(coded)) == ([0, 1], [1, 0])
+    assert SequenceClassification(None).fit_labels(coded, named).labels == ("pos", "neg")
+    lists = Dataset.from_dict({"label": [["neg"], ["neg", "pos"]]})
+    features = Features({"label": List(class_label)})
+    coded = Dataset.from_dict({"label": [[0], [1]]}, features=features)
+    several = SequenceClassification(None).fit_labels(lists, coded)
+    assert (several.multi_label, several.labels) == (True, ("neg", "pos"))
+    assert several.targets(coded) == [[0.0, 1.0], [1.0, 0.0]]
+    tags = Features({"tags": List(ClassLabel(names=["O", "B-PER"]))})
+    words = Dataset.from_dict({"tags": [["B-PER", "O"]]})
+    coded = Dataset.from_dict({"tags": [[1, 0]]}, features=tags)
+    assert TokenClassification(None).fit_labels(words, coded).labels == ("B-PER", "O")
+
+
+def test_labels_that_training_does_not_show_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    data = [Dataset.from_dict({"label": labels}) for labels in (["pos", "neg"], ["pos", "mixed"])]
+    assert SequenceClassification(None).fit_labels(*data).labels == ("mixed", "neg", "pos")
+    (message,) = caplog.messages
+    assert message == (
+        "label_column: the training data has no example of 'mixed', which cannot be learned"
+    )
+    caplog.clear()
+    SequenceClassification(None).fit_labels(data[0], data[0])
+    assert not caplog.messages
+
+
+def test_labels_that_differ_in_space_or_quotes_around(tmp_path: Path) -> None:
+    for other in ("good ", '" good"', '"""good"""'):
+        path = tmp_path / "a.csv"
+        path.write_text(f"text,label\na,good\nb,bad\nc,{other}\n")
+        with pytest.raises(ValueError, match="label_column: expected labels that differ in more"):
+            SequenceClassification(None).fit_labels(load_data(path))
+    quotes = Dataset.from_dict({"tags": [["`" * 2, "NN", '"', '""', "'" * 2]]})
+    assert len(TokenClassification(None).fit_labels(quotes).labels) == 5

@@ -1,6 +1,7 @@
 """Texts and pairs to features; logits to labels; scores."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +265,21 @@ def test_what_is_no_text(tokenizer: PreTrainedTokenizerBase, value: object) -> N
     for inputs in ([value], [5], [("a", 5)], [("a", "b", "c")]):
         with pytest.raises(ValueError, match="inputs: expected texts, or pairs of texts"):
             SequenceClassification(tokenizer).prepare_inputs(inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cell", ["-", "?", "missing", "1,234.5", "\u22121.5"])
+def test_what_is_no_number_in_a_regression(tmp_path: Path, cell: str) -> None:
+    rows = [{"text": str(number), "label": number} for number in (0.5, 1.5, 2)]
+    rows.append({"text": "x", "label": cell})
+    data = load_data(write_csv(tmp_path / "a.csv", rows))
+    message = r"label: expected a finite number in example 3 \(line 5 of a\.csv\)"
+    with pytest.raises(ValueError, match=rf"{message}.* got {re.escape(repr(cell))}"):
+        SequenceClassification(None).fit_labels(data)  # type: ignore[arg-type]
+
+
+def test_a_0_or_1_for_each_of_two_labels() -> None:
+    data = Dataset.from_dict({"label": [[0, 1], [1, 0], [0, 1]]})
+    with pytest.raises(ValueError, match="label_column: expected lists of labels, not a 0 or 1"):
+        SequenceClassification(None).fit_labels(data)  # type: ignore[arg-type]
+    lists = Dataset.from_dict({"label": [[0, 1], [1], []]})
+    assert SequenceClassification(None).fit_labels(lists).labels == ("0", "1")  # type: ignore[arg-type]

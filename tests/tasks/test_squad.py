@@ -56,6 +56,17 @@ def test_scores_are_means_and_tell_the_unanswerable_apart() -> None:
     }  # fmt: skip
 
 
+def test_references_without_words() -> None:
+    """SQuAD v2 leaves them out; v1.1 compares with them."""
+    assert squad_scores(["the"], [["a"]]) == {"exact_match": 1, "f1": 0}
+    assert squad_scores([""], [["A", "grade A level"]]) == {"exact_match": 1, "f1": 0}
+    found = squad_scores(
+        ["the", "", "grade A", ""], [["a"], ["A", "grade A level"], ["grade"], []]
+    )
+    assert (found["exact_match"], found["f1"]) == (3 / 4, 3 / 4)
+    assert found["has_answer_f1"] == 2 / 3
+
+
 def official_best(spans: list[str], margins: list[float], references: list[list[str]]) -> float:
     """The best F1 as the official evaluation's loop finds it, from no answer to all."""
     score = best_score = float(sum(not accepted for accepted in references))

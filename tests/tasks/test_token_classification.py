@@ -207,8 +207,9 @@ def test_ragged_tags(tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"tokens": [["a"], ["a", "b"]], "tags": [["O"], ["O"]]})
     task = TokenClassification(tokenizer).fit_labels(data)
     message = "tags_column: expected one tag a word, but example 1 has 2 words and 1 tags"
-    with pytest.raises(ValueError, match=message):
-        task.prepare(data)
+    for read in (task.prepare, task.references):
+        with pytest.raises(ValueError, match=message):
+            read(data)
 
 
 @pytest.mark.parametrize("tag", [None, -100, -1])

@@ -38,6 +38,8 @@ def test_a_run(encoder: Path, tmp_path: Path, kind: str, columns: dict[str, str]
 
     scores = evaluate(predictor, "t", task, DATA[1])
     assert scores[task.best_metric] == metrics["best"][task.best_metric]
+    with pytest.raises(ValueError, match="data: expected at least one example, got none"):
+        evaluate(predictor, "t", task, DATA[1].select([]))
     assert [epoch["epoch"] for epoch in metrics["history"]] == [1, 2, 3]
     assert metrics["best"] in metrics["history"]
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
