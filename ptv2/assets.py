@@ -185,6 +185,9 @@ def _read_asset(directory: Path, read: Callable[[str], bytes]) -> Asset:
         raise ValueError(f"{place}: expected format_version {FORMAT_VERSION}, got {version!r}")
     try:
         name, backbone = description["name"], dict(description["backbone"])
+        for field in ("name_or_path", "model_type"):
+            if not isinstance(backbone[field], str):
+                raise TypeError(f"{field}: expected a text, got {backbone[field]!r}")
         config = PromptConfig.from_dict(description["config"])
         sums, shapes = dict(description["sha256"]), description["tensors"]
         training_shapes = description["training"]

@@ -16,7 +16,7 @@ def place(folder: Path, step: int) -> Path:
 
 def newest(folder: Path) -> Path | None:
     """The last checkpoint there is."""
-    return max(folder.glob(f"{PREFIX}*"), key=_step, default=None)
+    return max(_checkpoints(folder), key=_step, default=None)
 
 
 def clear(folder: Path) -> Path:
@@ -45,11 +45,17 @@ def publish(staged: Path, final: Path) -> None:
 
 def discard_others(folder: Path, kept: Collection[int]) -> None:
     """Remove the checkpoints of all steps but some; one is gone in one step."""
-    for path in folder.glob(f"{PREFIX}*"):
+    for path in _checkpoints(folder):
         if _step(path) not in kept:
             hidden = folder / f"{DISCARDED}{_step(path)}"
             path.rename(hidden)
             shutil.rmtree(hidden)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those of steps; a copy under another name is not one."""
+    found = folder.glob(f"{PREFIX}*")
+    return [path for path in found if path.name.removeprefix(PREFIX).isdecimal()]
 
 
 def _step(checkpoint: Path) -> int:

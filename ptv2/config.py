@@ -88,9 +88,12 @@ class PromptConfig:
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):
             raise ValueError(f"labels: expected a tuple of names, got the text {self.labels!r}")
-        object.__setattr__(self, "labels", tuple(self.labels))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("labels", "layers"):
+            values = getattr(self, name)
+            if isinstance(values, list | tuple):
+                object.__setattr__(self, name, tuple(values))
+            elif name == "labels" or values is not None:
+                raise ValueError(f"{name}: expected a list or tuple, got {values!r}")
         _one_of("task", self.task, get_args(Task))
         _one_of("parametrization", self.parametrization, get_args(Parametrization))
         _one_of("injection", self.injection, get_args(Injection))
@@ -126,6 +129,9 @@ class PromptConfig:
             self._check_input_prompt()
         if self.parametrization == "lstm" and self.network_size % 2:
             raise ValueError(f"network_size: expected an even int, got {self.network_size}")
+        for name in ("init_std", "prompt_dropout", "head_dropout"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"{name}: expected a number, got {getattr(self, name)!r}")
         if not 0 <= self.init_std < float("inf"):
             raise ValueError(f"init_std: expected a finite number >= 0, got {self.init_std}")
         for name in ("prompt_dropout", "head_dropout"):

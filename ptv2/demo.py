@@ -36,7 +36,7 @@ def run(output: Path | None = None) -> None:
 
     Raises:
         FileNotFoundError: the package with the encoder is not installed.
-        FileExistsError: the output directory has something in it.
+        FileExistsError: there is a run in the output directory already.
     """
     if output is None:
         with tempfile.TemporaryDirectory() as directory:

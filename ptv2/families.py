@@ -182,6 +182,7 @@ def family_of(model_type: str) -> Family:
         raise NotImplementedError(
             f"backbone: model type {model_type!r} is not supported; these families work: "
             f"{', '.join(FAMILIES)}"
+            + ("; ClipPromptModel takes both encoders of a clip" if model_type == "clip" else "")
         )
     return FAMILIES[model_type]
 

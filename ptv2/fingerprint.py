@@ -1,12 +1,13 @@
 """Telling backbones apart by their weights: a prompt fits only the backbone it was trained on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+_SAMPLED = 64
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -16,7 +17,8 @@ class BackboneIdentity:
     A backbone in float32 has a fingerprint in each dtype it may be served in, so that a prompt
     trained in float32 is known to fit the same backbone in 16 bits. Pooler and buffers do not
     count. Fingerprints are computed when they are first needed, and again if weights have changed
-    or moved.
+    or moved. Writes through `.data`, which torch does not count, are seen where they change a
+    sample of each weight.
     """
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -61,7 +63,8 @@ class BackboneIdentity:
 
     def _fingerprint(self, dtype: str) -> str:
         own = self._backbone[0].dtype
-        weights = [_state(x) for x in self._backbone[0].parameters()]
+        parameters = list(self._backbone[0].parameters())
+        weights = [_state(x) for x in parameters], _sample(parameters)
         if weights != self._weights:
             self._weights, self._fingerprints = weights, {}
         key = f"{own} as {dtype}"
@@ -73,6 +76,13 @@ class BackboneIdentity:
 def _state(weight: torch.Tensor) -> tuple[int, int]:
     """Where a weight is, and how often it was changed there; inference tensors do not count."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _sample(weights: Sequence[torch.Tensor]) -> bytes:
+    """Up to _SAMPLED values of each weight, spread over it."""
+    flat = [x.detach().reshape(-1) for x in weights]
+    values = [x[:: max(1, len(x) // _SAMPLED)][:_SAMPLED].float().cpu() for x in flat]
+    return torch.cat(values).numpy().tobytes()
 
 
 def _sha256(backbone: PreTrainedModel, dtype: torch.dtype) -> str:

@@ -14,6 +14,8 @@ from .families import family_of
 from .layout import Packed
 from .positions import (
     by_token,
+    is_rotary,
+    masked_positions,
     position_ids_of,
     position_padding,
     positions_of,
@@ -132,6 +134,10 @@ def as_trained(
     if any(offsets):
         changed["position_ids"] = shifted_positions(backbone, inputs, packed, offsets)
         check_inputs(backbone, accepted, changed)
+    elif packed is None and any(config is not None for config in configs) and is_rotary(backbone):
+        mask = inputs.get("attention_mask")
+        if mask is not None and "position_ids" not in inputs:
+            changed["position_ids"] = masked_positions(mask)
     typed = [config is None or config.token_types for config in configs]
     if "token_type_ids" in inputs and not all(typed):
         kept = by_token(torch.tensor(typed, device=backbone.device), packed)
@@ -152,6 +158,8 @@ def behind_prompt(
         prompt: (prompt_length, embedding_size).
 
     Raises:
+        NotImplementedError: padding on the left would lie between the prompt and a text in the
+            windows of local attention.
         ValueError: the backbone has no position for the last token.
     """
     embeds = inputs.get("inputs_embeds")
@@ -160,6 +168,12 @@ def behind_prompt(
     rows, length = embeds.shape[:2]
     before = prompt.to(embeds.dtype).expand(rows, -1, -1)
     mask = inputs.get("attention_mask")
+    windows = getattr(backbone.config, "sliding_window", None) is not None
+    if windows and mask is not None and not mask[:, 0].all():
+        raise NotImplementedError(
+            "attention_mask: expected padding on the right beside a prompt of depth 'input', as "
+            f"{backbone.config.model_type} attends in windows, got some on the left"
+        )
     mask = (
         torch.ones(rows, length, dtype=torch.long, device=embeds.device) if mask is None else mask
     )
@@ -200,6 +214,10 @@ def require_task_of_backbone(backbone: PreTrainedModel, config: PromptConfig) ->
         raise ValueError(
             "pooling: expected 'last' or 'mean', got 'first', a token that sees no other in a "
             "causal encoder"
+        )
+    if images and config.depth == "input":
+        raise ValueError(
+            "depth: this backbone takes no embeddings, expected 'layers', got 'input'"
         )
     if images and not config.token_types:
         raise ValueError("token_types: images have none, expected True, got False")

@@ -149,8 +149,11 @@ def size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, argument: str = "memory") -> int:
     """Bytes of a text such as 8GB, 512MB or 16GiB.
+
+    Args:
+        argument: that the text is of.
 
     Raises:
         ValueError: it is none.
@@ -162,7 +165,7 @@ def parse_bytes(text: str) -> int:
         number, unit, binary = float(found[1]), found[2].upper(), found[3]
         return int(number * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
     except (ValueError, OverflowError):
-        raise ValueError(f"memory: expected a size such as 8GB, got {text!r}") from None
+        raise ValueError(f"{argument}: expected a size such as 8GB, got {text!r}") from None
 
 
 def device_memory(device: torch.device) -> int | None:

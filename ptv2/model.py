@@ -50,8 +50,10 @@ class PromptModel(PromptStore):
     @classmethod
     def from_pretrained(cls, name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
         """Load a backbone as `transformers.AutoModel` does; kwargs go to its from_pretrained."""
+        if kwargs.get("output_loading_info"):
+            raise ValueError("output_loading_info: a model alone is returned, expected False")
         where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-        config = AutoConfig.from_pretrained(name_or_path, **where)
+        config = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **where)
         family_of(config.model_type)
         model_class = MODEL_MAPPING[type(config)]
         if "add_pooling_layer" in inspect.signature(model_class).parameters:  # type: ignore[arg-type]

@@ -37,6 +37,22 @@ def position_padding(backbone: PreTrainedModel) -> int | None:
     return cast(int | None, getattr(table, "padding_idx", None))
 
 
+def is_rotary(backbone: PreTrainedModel) -> bool:
+    """Whether attention rotates queries and keys by their positions."""
+    config = backbone.config
+    rotary = getattr(config, "position_embedding_type", None) == "rotary"  # ESM's
+    return rotary or getattr(config, "rope_parameters", None) is not None
+
+
+def masked_positions(mask: Tensor) -> Tensor:
+    """Position ids that count tokens, not padding before them: (rows, length) -> the same.
+
+    A rotary backbone does not need them, since it sees distances alone, but a prompt stands at a
+    position of its own.
+    """
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
 def shifted_positions(
     backbone: PreTrainedModel,
     inputs: Mapping[str, Tensor],
@@ -55,7 +71,9 @@ def shifted_positions(
     padding_id, device = position_padding(backbone), backbone.device
     position = inputs.get("position_ids")
     if position is None:
-        position = _padded_positions(inputs, padding_id)
+        mask = inputs.get("attention_mask") if packed is None and is_rotary(backbone) else None
+        own = _padded_positions(inputs, padding_id)
+        position = own if mask is None else masked_positions(mask)
     offset = by_token(torch.tensor(offsets, dtype=position.dtype, device=device), packed)
     shifted = position + offset
     if padding_id is not None:  # padding has a position of its own
@@ -115,7 +133,7 @@ def _require_room(
     if packed is not None:
         lengths = packed.lengths.cpu()
     elif (mask := inputs.get("attention_mask")) is not None:
-        if position_padding(backbone) is not None:  # padding takes no position
+        if position_padding(backbone) is not None or is_rotary(backbone):  # tokens count alone
             lengths = mask.bool().sum(1).cpu()
         else:
             places = torch.arange(1, length + 1, device=mask.device)

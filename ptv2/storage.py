@@ -7,8 +7,8 @@ wherever a save was killed it sees the old files or the new ones, whole.
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,8 @@ def commit(directory: Path, files: Mapping[str, bytes]) -> None:
     for left_over in directory.glob(f"{_STAGED}*"):  # by a save that was killed
         if time.time() - left_over.stat().st_mtime > 3600:
             shutil.rmtree(left_over, ignore_errors=True)
-    staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=directory))
+    staged = directory / f"{_STAGED}{secrets.token_hex(8)}"
+    staged.mkdir()  # to be read by whoever may read the folder
     try:
         for name, data in files.items():
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: the old content stays until the new one is whole."""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    """Write a file in one durable step: the old content stays until the new one is whole."""
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ptv2 import PromptConfig, PromptModel
+from ptv2.storage import write_text
 
 CONFIG = PromptConfig(
     task="sequence-classification", labels=("a", "b"), prompt_length=4, init_std=1.0
@@ -246,3 +248,57 @@ def test_name_is_taken(model, tmp_path):
     model.save_task("sst2", tmp_path)
     with pytest.raises(ValueError, match="'sst2' exists already"):
         model.load_task(tmp_path)
+
+
+def test_a_write_that_torch_does_not_count_is_another_backbone(model, backbone, tmp_path):
+    model.save_task("sst2", tmp_path / "before")
+    weight = next(model.backbone.encoder.layer[1].parameters())
+    weight.data += 0.1
+    with pytest.raises(ValueError, match="was trained on the backbone"):
+        model.load_task(tmp_path / "before", name="before")
+    model.save_task("sst2", tmp_path / "after")
+    with pytest.raises(ValueError, match="was trained on the backbone"):
+        PromptModel(backbone()).load_task(tmp_path / "after")
+    weight.data -= 0.1
+    weight.data.copy_(next(backbone().encoder.layer[1].parameters()))
+    model.load_task(tmp_path / "before", name="before")
+
+
+def test_a_committed_save_can_be_read_by_others(model, tmp_path, monkeypatch):
+    folder = tmp_path / "prompt"
+    model.save_task("sst2", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", _fail)  # as if killed before the files are moved
+        with pytest.raises(OSError, match="disk"):
+            model.save_task("sst2", folder)
+    assert (folder / ".committed").stat().st_mode == folder.stat().st_mode
+
+
+def test_two_writers_of_a_text_leave_it_whole(tmp_path):
+    texts = [json.dumps(["x" * size] * 50) for size in (10, 20_000)]
+    place = tmp_path / "a.json"
+    write_text(place, texts[0])
+    with ThreadPoolExecutor(3) as threads:
+        writes = [threads.submit(_write_often, place, text) for text in texts]
+        while not all(write.done() for write in writes):
+            assert place.read_text() in texts
+        for write in writes:
+            write.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path, "x")
+    assert not list(tmp_path.parent.glob("*.part"))
+
+
+def _write_often(place, text):
+    for _ in range(30):
+        write_text(place, text)
+
+
+@pytest.mark.parametrize("described", [{}, {"name_or_path": None, "model_type": "bert"}])
+def test_an_asset_names_its_backbone(model, tmp_path, described):
+    model.save_task("sst2", tmp_path)
+    path = tmp_path / "prompt_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone": described}))
+    with pytest.raises(ValueError, match=r"prompt_config\.json: .*name_or_path"):
+        model.load_task(tmp_path, name="again")

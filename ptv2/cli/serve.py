@@ -53,12 +53,14 @@ def serve(
     Clients show the key in the variable PTV2_KEY, if it is set. With PTV2_ADMIN_KEY tasks are
     loaded and unloaded under /admin.
     """
+    if not 0 <= port < 65536:
+        raise ValueError(f"port: expected a number from 0 to 65535, got {port}")
     run = _server()
     names = saved_prompts(prompts)
     model = load_backbone(backbone, chosen_device(device), dtype)
     service = Service(
         model,
-        budget=parse_bytes(prompt_memory),
+        budget=parse_bytes(prompt_memory, "prompt_memory"),
         limits=Limits(tokens=batch_tokens, waiting=max_waiting),
         max_length=max_length,
         patience=patience,

@@ -40,9 +40,21 @@ def _show(prompt: Path, asset: Asset) -> None:
         "size": f"{4 * total / 1000:,.0f} kB",
     }
     if (prompt / METRICS).is_file():
-        best = json.loads((prompt / METRICS).read_text(encoding="utf-8"))["best"]
-        rows["validation"] = ", ".join(f"{key} {value}" for key, value in scores_of(best).items())
+        rows["validation"] = _validation(prompt / METRICS)
     print_fields(rows)
+
+
+def _validation(metrics: Path) -> str:
+    """The best scores of the run that left a prompt.
+
+    Raises:
+        ValueError: the file is not what a run leaves.
+    """
+    try:
+        best = json.loads(metrics.read_text(encoding="utf-8"))["best"]
+        return ", ".join(f"{key} {value}" for key, value in scores_of(best).items())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{metrics}: expected the scores of a run, got {error!r}") from None
 
 
 @reports_errors

@@ -241,4 +241,15 @@ def test_serving_is_refused_without_prompts(work: Path, tmp_path: Path) -> None:
     assert fails(*options, tmp_path / "none").startswith("prompts: there is no directory")
     assert fails(*options, tmp_path).startswith("prompts: expected a saved prompt in a folder of")
     memory = (work, "--prompt-memory", "much")
-    assert fails(*options, *memory).startswith("memory: expected a size such as 8GB, got 'much'")
+    assert fails(*options, *memory).startswith(
+        "prompt_memory: expected a size such as 8GB, got 'much'"
+    )
+    assert fails(*options, work, "--port", 99999).startswith("port: expected a number from 0 to")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"best": null}', '{"best": {"f1": null}}', "{"])
+def test_info_of_odd_metrics(work: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(work / "sentiment", tmp_path / "prompt")
+    (tmp_path / "prompt" / "metrics.json").write_text(text)
+    message = fails("info", tmp_path / "prompt")
+    assert "metrics.json: expected the scores of a run, got" in message

@@ -43,3 +43,13 @@ def test_ambiguous_config_values():
         PromptConfig(task="feature-extraction", layers=(0.5,))
     with pytest.raises(ValueError, match="prompt_length: expected an int"):
         PromptConfig(task="feature-extraction", prompt_length=2.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("init_std", "1"), ("prompt_dropout", None), ("head_dropout", True), ("layers", 3),
+     ("labels", None), ("labels", {"a", "b"})],
+)  # fmt: skip
+def test_types_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field}: expected a .*, got "):
+        PromptConfig(**{"task": "sequence-classification", "labels": ("a", "b")} | {field: value})

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ptv2 import PromptModel
 from ptv2.layout import Padded
@@ -160,3 +161,30 @@ def test_pooling_the_last_token(model, batch, packed):
         states = model(ids, task=["last"]).last_hidden_state[0, -1]
         wanted = model.heads["last"].linear(states)
         torch.testing.assert_close(got[row], wanted, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["modernbert", "eurobert", "nomic_bert", "esm"])
+def test_rotary_backbones_beside_padding_on_the_left(tiny_backbone, family):
+    """A prompt stands at a position of its own, from which padding must not move a text."""
+    model = PromptModel(tiny_backbone(family)).eval()
+    model.add_task("layers", CLASSIFY)
+    model.add_task("shifted", replace(CLASSIFY, position_offset=5))
+    if family in ("eurobert", "nomic_bert"):
+        model.add_task("input", replace(CLASSIFY, depth="input"))
+    ids = torch.randint(4, 100, (1, 6))
+    left = F.pad(ids, (7, 0)), F.pad(torch.ones_like(ids), (7, 0))
+    if family == "modernbert":
+        model.add_task("windows", replace(CLASSIFY, depth="input"))
+        with pytest.raises(NotImplementedError, match="attention_mask: expected padding on the r"):
+            model(*left, task="windows")
+    for name in model.tasks.keys() - {"windows"}:
+        got, wanted = model(*left, task=name).logits, model(ids, task=name).logits
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    rows = torch.cat((left[0], F.pad(ids, (0, 7)))), torch.cat((left[1], left[1].flip(1)))
+    mixed = model(*rows, task=["layers", None]).last_hidden_state
+    bare = model(ids, task=None).last_hidden_state
+    torch.testing.assert_close(mixed[1:, :6], bare, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        mixed[:1, 7:], model(*left, task=["layers"]).last_hidden_state[:, 7:], rtol=0, atol=1e-5
+    )

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTModel
 
 from ptv2 import PromptConfig, PromptModel, UnknownTaskError
 from tests.model.configs import CLASSIFY, TAG
@@ -132,3 +133,11 @@ def test_data_parallel_is_refused(model):
 def test_labels_must_fit_the_rows(model, batch):
     with pytest.raises(ValueError, match=r"labels: expected 4, one an example, got \(1, 3\)"):
         model(**batch, task="regress", labels=torch.ones(1, 3))
+
+
+def test_prompts_of_images_before_the_text():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = ViTModel(ViTConfig(**sizes, intermediate_size=16, image_size=8, patch_size=4))
+    config = PromptConfig("image-classification", ("a", "b"), depth="input")
+    with pytest.raises(ValueError, match="depth: this backbone takes no embeddings"):
+        PromptModel(vit).add_task("t", config)

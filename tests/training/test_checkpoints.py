@@ -155,3 +155,12 @@ def test_sharding_is_refused(
     predictor, task = new(encoder)
     with pytest.raises(NotImplementedError, match="accelerate: FSDP and DeepSpeed would shard"):
         train(predictor.model, "t", task, DATA, tmp_path / "run", CONFIG)
+
+
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("checkpoint-8", "checkpoint-16", "checkpoint-best", "checkpoint-8-copy"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-16"
+    checkpoints.discard_others(tmp_path, [16])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-16", "checkpoint-best", "checkpoint-8-copy"}
