@@ -87,7 +87,7 @@ class PromptModel(PromptStore):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         choices: int | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
     ) -> ModelOutput:
         """Run the backbone once, each row with its task's prompt, and the tasks' heads.
 
@@ -110,11 +110,15 @@ class PromptModel(PromptStore):
             choices: of each example, for a packed multiple choice, whose sequences are the
                 choices of the first example, then of the second; with a list of tasks, of the
                 examples of its multiple choices, if not all of them are labelled.
+            output_hidden_states: whether the states of every layer are given. None: what the
+                backbone's configuration says.
 
         Raises:
             UnknownTaskError: a task that the model does not have.
             ValueError: an argument does not fit the backbone, the task or the other arguments.
         """
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.backbone.config.output_hidden_states)
         arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -45,7 +45,7 @@ def load_data(
             suffix, no example or a line that cannot be read; the message names file and line. Or
             a named dataset cannot be read, as when its files have different columns.
     """
-    if not str(source).strip():
+    if not str(source).partition(":")[0].strip():
         raise ValueError(f"data: expected a file or the name of a data set, got {str(source)!r}")
     path = Path(source)
     if path.suffix.lower() not in FILE_SUFFIXES:

@@ -229,6 +229,16 @@ def test_a_number_is_not_rounded_to_16_bits(model, batch):
     torch.testing.assert_close(out.loss, F.mse_loss(out.logits[:, 0].float(), scores))
 
 
+@torch.no_grad()
+def test_hidden_states_as_the_configuration_says(model, batch):
+    assert model(**batch, task="classify").hidden_states is None
+    model.backbone.config.output_hidden_states = True
+    given = model(**batch, task="classify").hidden_states
+    asked = model(**batch, task="classify", output_hidden_states=True).hidden_states
+    assert all(torch.equal(x, y) for x, y in zip(given, asked, strict=True))
+    assert model(**batch, task="classify", output_hidden_states=False).hidden_states is None
+
+
 def test_hidden_states(model, batch):
     assert len(model(**batch, task="tag", output_hidden_states=True).hidden_states) == 4
 

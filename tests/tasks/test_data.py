@@ -272,7 +272,7 @@ def test_an_empty_line_of_a_single_column(tmp_path: Path, name: str) -> None:
 
 
 def test_sources_without_examples(tmp_path: Path) -> None:
-    for source in ("", " "):
+    for source in ("", " ", ":x"):
         with pytest.raises(ValueError, match="data: expected a file or the name of a data set"):
             load_data(source)
     Dataset.from_dict({"text": []}).to_parquet(tmp_path / "test.parquet")
