@@ -79,12 +79,12 @@ def shortest(limit: int, max_length: int | None) -> int:
     """A limit in tokens, or what was asked for if that is less.
 
     Raises:
-        ValueError: what was asked for is no number of tokens.
+        TypeError: what was asked for is no number.
     """
     if max_length is None:
         return limit
-    if type(max_length) is not int or max_length < 1:
-        raise ValueError(f"max_length: expected None or an int of at least 1, got {max_length!r}")
+    if type(max_length) is not int:
+        raise TypeError(f"max_length: expected None or an int, got {max_length!r}")
     return min(limit, max_length)
 
 

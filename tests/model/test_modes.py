@@ -122,6 +122,6 @@ def test_sizes_of_a_predictor(tmp_path: Path) -> None:
     for size in (0, -4, "8", True):
         with pytest.raises(ValueError, match="batch_size: expected an int of at least 1, got"):
             Predictor(model, batch_size=size)
-    for length in (0, "5", 2.5):
-        with pytest.raises(ValueError, match="max_length: expected None or an int of at least 1"):
+    for length in ("5", 2.5, True):
+        with pytest.raises(TypeError, match="max_length: expected None or an int, got"):
             Predictor(model, max_length=length)
