@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -90,7 +90,7 @@ class PromptConfig:
             raise ValueError(f"labels: expected a tuple of names, got the text {self.labels!r}")
         for name in ("labels", "layers"):
             values = getattr(self, name)
-            if isinstance(values, list | tuple):
+            if isinstance(values, Sequence):
                 object.__setattr__(self, name, tuple(values))
             elif name == "labels" or values is not None:
                 raise ValueError(f"{name}: expected a list or tuple, got {values!r}")
@@ -130,8 +130,9 @@ class PromptConfig:
         if self.parametrization == "lstm" and self.network_size % 2:
             raise ValueError(f"network_size: expected an even int, got {self.network_size}")
         for name in ("init_std", "prompt_dropout", "head_dropout"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name}: expected a number, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name}: expected a number, got {value!r}")
         if not 0 <= self.init_std < float("inf"):
             raise ValueError(f"init_std: expected a finite number >= 0, got {self.init_std}")
         for name in ("prompt_dropout", "head_dropout"):

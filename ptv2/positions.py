@@ -71,9 +71,10 @@ def shifted_positions(
     padding_id, device = position_padding(backbone), backbone.device
     position = inputs.get("position_ids")
     if position is None:
-        mask = inputs.get("attention_mask") if packed is None and is_rotary(backbone) else None
-        own = _padded_positions(inputs, padding_id)
-        position = own if mask is None else masked_positions(mask)
+        mask = inputs.get("attention_mask") if is_rotary(backbone) else None
+        position = (
+            _padded_positions(inputs, padding_id) if mask is None else masked_positions(mask)
+        )
     offset = by_token(torch.tensor(offsets, dtype=position.dtype, device=device), packed)
     shifted = position + offset
     if padding_id is not None:  # padding has a position of its own

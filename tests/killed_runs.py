@@ -132,9 +132,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         encoder = save_encoder(root / "encoder")
-        start = time.perf_counter()
-        _, said = finish(*child(encoder, root / "alone"))
-        seconds, expected = time.perf_counter() - start, outcome(root / "alone")
+        seconds = float("inf")
+        for name in ("alone", "again"):  # the shorter: the machine may stand still meanwhile
+            start = time.perf_counter()
+            _, said = finish(*child(encoder, root / name))
+            seconds = min(seconds, time.perf_counter() - start)
+        expected = outcome(root / "alone")
+        require_same(root / "again", expected)
         for turn in range(args.events):
             output = root / f"event-{turn}"
             killed, _ = finish(*child(encoder, output, draw.randint(1, int(said))))

@@ -75,7 +75,7 @@ class SequenceClassification(Task):
         multi_label = self.multi_label or all(isinstance(value, list) for value in values)
         task = replace(self, multi_label=multi_label)
         rows = [task._names(part) for part in parts]
-        if multi_label and all(sorted(row) == [0, 1] for row in chain.from_iterable(rows)):
+        if any(rows) and all(sorted(row) == [0, 1] for row in chain.from_iterable(rows)):
             raise ValueError(
                 "label_column: expected lists of labels, not a 0 or 1 for each of two labels, got "
                 "0 and 1 in every example"

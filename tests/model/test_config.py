@@ -1,5 +1,6 @@
 """PromptConfig: what it accepts."""
 
+import numpy as np
 import pytest
 
 from ptv2 import PromptConfig
@@ -53,3 +54,9 @@ def test_ambiguous_config_values():
 def test_types_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}: expected a .*, got "):
         PromptConfig(**{"task": "sequence-classification", "labels": ("a", "b")} | {field: value})
+
+
+def test_what_else_counts_as_a_number_or_a_list():
+    values = {"init_std": np.float64(0.5), "layers": range(2), "labels": ["a", "b"]}
+    config = PromptConfig("sequence-classification", **values)
+    assert (config.init_std, config.layers, config.labels) == (0.5, (0, 1), ("a", "b"))

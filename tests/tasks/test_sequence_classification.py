@@ -283,3 +283,5 @@ def test_a_0_or_1_for_each_of_two_labels() -> None:
         SequenceClassification(None).fit_labels(data)  # type: ignore[arg-type]
     lists = Dataset.from_dict({"label": [[0, 1], [1], []]})
     assert SequenceClassification(None).fit_labels(lists).labels == ("0", "1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="label_column: expected at least two labels, got"):
+        SequenceClassification(None).fit_labels(data.select([]))  # type: ignore[arg-type]
